@@ -1,0 +1,166 @@
+"""Local: every site on this machine, in this process or in worker processes."""
+
+import multiprocessing
+import os
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from time import monotonic
+
+from polypfed.clients.base import Client
+from polypfed.clients.site import Site
+from polypfed.core.errors import ConfigError, MessageError
+from polypfed.core.messages import Failure, Reply, Task, decode, encode
+
+
+class Local:
+    """Runs clients on this machine.
+
+    Args:
+        workers: 1 runs the clients one after another in this process, without serialisation. More start that many
+            processes (spawn); a client that kills its process or passes the deadline is a Failure, and the process is
+            started anew. The results are the same bits whatever the number.
+
+    Raises:
+        ConfigError: workers is not at least 1.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        if type(workers) is not int or workers < 1:
+            raise ConfigError(f"{workers!r} is not a whole number of at least 1", where="workers")
+        self.workers = workers
+        self._clients: Sequence[Client] = ()
+        self._directory: Path | None = None
+        self._sites: dict[str, Site] = {}
+        self._pool: list[_Worker] = []
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def clients(self) -> Sequence[str]:
+        """The names of the hosted clients, sorted."""
+        return sorted(c.name for c in self._clients)
+
+    def host(self, clients: Sequence[Client], directory: Path | None) -> None:
+        """Take these clients; worker processes start at the first exchange."""
+        self.close()
+        self._clients, self._directory = list(clients), directory
+        if self.workers > 1 and directory is None:  # any worker may serve a site next, so its state needs a place
+            self._scratch = tempfile.TemporaryDirectory(prefix="polypfed-")
+            self._directory = Path(self._scratch.name)
+        if self.workers == 1:
+            self._sites = {c.name: open_site(c, directory) for c in clients}
+
+    def close(self) -> None:
+        """End the worker processes."""
+        for worker in self._pool:
+            worker.stop()
+        self._pool, self._sites, self._clients = [], {}, ()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
+        """Replies in order of name in this process, in order of arrival from workers."""
+        end = monotonic() + deadline
+        if self.workers > 1:
+            yield from self._dispatch(tasks, end)
+            return
+        for name in sorted(tasks):
+            yield self._sites[name].perform(tasks[name]) if monotonic() < end else _late(name, tasks[name])
+
+    def _dispatch(self, tasks: Mapping[str, Task], end: float) -> Iterator[Reply]:
+        queue = deque(sorted(tasks))
+        while len(self._pool) < min(self.workers, len(self._clients)):
+            self._pool.append(_Worker.start(self._clients, self._directory))
+        idle, busy = list(self._pool), dict[str, _Worker]()
+        while (queue or busy) and monotonic() < end:
+            while queue and idle:
+                name, worker = queue.popleft(), idle.pop()
+                if worker.send(name, tasks[name]):
+                    busy[name] = worker
+                else:
+                    idle.append(self._replace(worker))
+                    yield _lost(name, tasks[name])
+            ready = wait([w.pipe for w in busy.values()], timeout=max(0.0, end - monotonic()))
+            for name in [n for n, w in busy.items() if w.pipe in ready]:
+                worker = busy.pop(name)
+                reply = worker.receive()
+                idle.append(self._replace(worker) if reply is None else worker)
+                yield _lost(name, tasks[name]) if reply is None else reply
+        for worker in busy.values():
+            self._replace(worker)
+        yield from (_late(name, tasks[name]) for name in sorted([*busy, *queue]))
+
+    def _replace(self, worker: "_Worker") -> "_Worker":
+        worker.stop()
+        fresh = _Worker.start(self._clients, self._directory)
+        self._pool[self._pool.index(worker)] = fresh
+        return fresh
+
+
+def open_site(client: Client, directory: Path | None) -> Site:
+    """The client in its shell, with its state below `directory`/sites/NAME."""
+    return Site(client, directory / "sites" / client.name if directory else None)
+
+
+def _late(name: str, task: Task) -> Failure:
+    return Failure(name, task.round, "deadline", "no answer within the deadline", task.run)
+
+
+def _lost(name: str, task: Task) -> Failure:
+    return Failure(name, task.round, "lost", "the process that ran this site ended", task.run)
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+
+    @classmethod
+    def start(cls, clients: Sequence[Client], directory: Path | None) -> "_Worker":
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(theirs, list(clients), directory), daemon=True)
+        process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def send(self, name: str, task: Task) -> bool:
+        try:
+            self.pipe.send_bytes(name.encode())
+            self.pipe.send_bytes(encode(task))
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> Reply | None:
+        try:
+            message = decode(self.pipe.recv_bytes())
+        except (EOFError, OSError, MessageError):
+            return None
+        return None if isinstance(message, Task) else message
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _work(pipe: Connection, clients: list[Client], directory: Path | None) -> None:
+    """A worker process: one task at a time until the pipe closes; it does not outlive its parent."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    by_name = {c.name: c for c in clients}
+    while True:
+        try:
+            name, task = pipe.recv_bytes().decode(), decode(pipe.recv_bytes())
+        except EOFError:
+            return
+        if isinstance(task, Task):  # a site's state lies on disk: another worker may have served it last
+            pipe.send_bytes(encode(open_site(by_name[name], directory).perform(task)))

@@ -1,0 +1,1 @@
+"""The nouns of a federation: numpy, safetensors and the standard library only."""

@@ -1,0 +1,68 @@
+"""Files that are whole or absent: atomic writes, and a framed format whose SHA-256 is checked before anything is read."""
+
+import hashlib
+import json
+import os
+import secrets
+import struct
+from pathlib import Path
+from typing import Any
+
+from polypfed.core.errors import CheckpointError, MessageError
+from polypfed.core.messages import strict_json
+
+_MAGIC = b"PFEDFILE1"
+_PREFIX = struct.Struct("<9s32sQ")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that a crash leaves the old file or the new one, never a part of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_framed(path: Path, header: dict[str, Any], body: bytes = b"") -> None:
+    """Write a JSON header and a body under one SHA-256, atomically."""
+    head = json.dumps(header, separators=(",", ":")).encode()
+    digest = hashlib.sha256(struct.pack("<Q", len(head)) + head)
+    digest.update(body)
+    write_atomic(path, b"".join([_PREFIX.pack(_MAGIC, digest.digest(), len(head)), head, body]))
+
+
+def read_framed(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header and body of a file written by `write_framed`.
+
+    Raises:
+        CheckpointError: the file is missing, cut short or changed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot be read ({error.strerror})", where=path) from None
+    if len(data) < _PREFIX.size:
+        raise CheckpointError("is cut short", where=path)
+    magic, digest, length = _PREFIX.unpack_from(data)
+    if magic != _MAGIC or hashlib.sha256(data[_PREFIX.size - 8 :]).digest() != digest:
+        raise CheckpointError("is damaged: its SHA-256 does not match", where=path)
+    end = _PREFIX.size + length
+    try:
+        return strict_json(data[_PREFIX.size : end]), data[end:]
+    except MessageError as error:
+        raise CheckpointError(str(error), where=path) from None

@@ -1,0 +1,161 @@
+"""ModelSpec: the layout of a model, and the way between named arrays and one flat float32 vector."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polypfed.core.errors import LayoutError
+
+Vector = NDArray[np.float32]
+"""1-D, C-contiguous, float32."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One named array of a model and its place in the flat vector (`start` in values)."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Names, shapes and sections of a model; a flat vector holds the trainable part first, then the buffers.
+
+    Attributes:
+        parts: the trainable arrays, then the buffers, each in the order they were given.
+        boundary: where the trainable section ends, T.
+        local: integer and boolean arrays as (name, dtype, shape). They are compared once and never federated.
+
+    Example:
+        >>> arrays = {"w": np.ones((2, 2)), "bn.mean": np.zeros(2), "bn.count": np.array(3)}
+        >>> spec = ModelSpec.of(arrays, buffers=["bn.mean"])
+        >>> spec.size, spec.trainable
+        (6, slice(0, 4, None))
+        >>> v = spec.pack(arrays)
+        >>> spec.views(v)["w"][0, 0] = 7.0  # a view: it shares memory with v
+        >>> v
+        array([7., 1., 1., 1., 0., 0.], dtype=float32)
+    """
+
+    parts: tuple[Part, ...]
+    boundary: int
+    local: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, arrays: Arrays, buffers: Iterable[str] = ()) -> "ModelSpec":
+        """Read the layout off `arrays`; `buffers` names the float arrays that no optimiser moves (BatchNorm statistics).
+
+        Raises:
+            LayoutError: a buffer's name is unknown, an array is complex, or nothing is left to federate.
+        """
+        behind = set(buffers)
+        if unknown := behind - set(arrays):
+            raise LayoutError(f"no array is called {sorted(unknown)[0]!r}", where="buffers")
+        floats = {n: a for n, a in arrays.items() if _is_float(n, a)}
+        local = tuple((n, a.dtype.str, a.shape) for n, a in arrays.items() if n not in floats)
+        parts: list[Part] = []
+        start = boundary = 0
+        for section in (False, True):
+            for name, array in floats.items():
+                if (name in behind) is section:
+                    parts.append(Part(name, tuple(array.shape), start))
+                    start = parts[-1].stop
+            if not section:
+                boundary = start
+        if not boundary:
+            raise LayoutError("the model has no trainable float array")
+        return cls(tuple(parts), boundary, local)
+
+    @property
+    def size(self) -> int:
+        """P, the length of the flat vector."""
+        return self.parts[-1].stop
+
+    @property
+    def trainable(self) -> slice:
+        """The section that optimisers, control variates and noise touch: `slice(0, T)`."""
+        return slice(0, self.boundary)
+
+    @property
+    def buffers(self) -> slice:
+        """The section that is averaged under every strategy: `slice(T, P)`."""
+        return slice(self.boundary, self.size)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical layout, hex: equal layouts, equal digests."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def pack(self, arrays: Arrays) -> Vector:
+        """Copy `arrays` into a new flat vector of shape (P,).
+
+        Raises:
+            LayoutError: names or shapes differ from the spec.
+        """
+        known = {p.name for p in self.parts} | {name for name, _, _ in self.local}
+        if wrong := known.symmetric_difference(arrays):
+            name = sorted(wrong)[0]
+            raise LayoutError("is missing" if name in known else "is not part of the model", where=name)
+        out = np.empty(self.size, np.float32)
+        for part in self.parts:
+            if tuple(arrays[part.name].shape) != part.shape:
+                raise LayoutError(f"has shape {arrays[part.name].shape}, not {part.shape}", where=part.name)
+            out[part.start : part.stop] = np.asarray(arrays[part.name]).reshape(-1)
+        return out
+
+    def views(self, vector: Vector) -> dict[str, NDArray[np.float32]]:
+        """The named arrays inside `vector`, sharing its memory.
+
+        Raises:
+            LayoutError: the vector is not float32 of shape (P,).
+        """
+        if vector.dtype != np.float32 or vector.shape != (self.size,):
+            raise LayoutError(f"the vector is {vector.dtype}{vector.shape}, not float32({self.size},)")
+        return {p.name: vector[p.start : p.stop].reshape(p.shape) for p in self.parts}
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout as plain JSON values."""
+        return {
+            "parts": [[p.name, list(p.shape)] for p in self.parts],
+            "boundary": self.boundary,
+            "local": [[n, d, list(s)] for n, d, s in self.local],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelSpec":
+        """The inverse of `to_json`.
+
+        Raises:
+            LayoutError: the value does not describe a layout.
+        """
+        try:
+            parts: list[Part] = []
+            for name, shape in value["parts"]:
+                parts.append(Part(str(name), tuple(map(int, shape)), parts[-1].stop if parts else 0))
+            local = tuple((str(n), str(d), tuple(map(int, s))) for n, d, s in value["local"])
+            return cls(tuple(parts), int(value["boundary"]), local)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise LayoutError(f"not a model layout ({error})") from None
+
+
+def _is_float(name: str, array: NDArray[Any]) -> bool:
+    if np.issubdtype(array.dtype, np.floating):
+        return True
+    if np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_:
+        return False
+    raise LayoutError(f"dtype {array.dtype} cannot be federated", where=name, remedy="Use a float dtype")

@@ -1,0 +1,160 @@
+"""How updates become one vector per name: the streaming mean, and the queue that fixes its order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+
+from polypfed.core.files import write_atomic
+from polypfed.core.messages import Update, decode, encode
+from polypfed.core.model import Vector
+
+BLOCK = 1 << 17  # values that stay in the cache between a multiplication and its addition
+NAMES = 32  # names whose updates are summed before the sum joins the total
+
+Needs = Literal["sum", "updates"]
+
+
+class Accumulator(Protocol):
+    """A reduction under way; updates are added in order of client name."""
+
+    def add(self, index: int, vectors: Mapping[str, Vector], weight: float) -> None:
+        """Count one update; index: the client's place among the sorted names of the cohort."""
+
+    def result(self) -> dict[str, Vector]:
+        """One vector per name."""
+
+
+class Reducer(Protocol):
+    """A rule that turns many updates into one. `needs`: whether weighted sums suffice or single updates must be seen."""
+
+    needs: ClassVar[Needs]
+
+    def start(self, lengths: Mapping[str, int]) -> Accumulator:
+        """Begin a round of vectors with these names and lengths."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The weighted mean, streaming: memory is O(P) however many clients there are.
+
+    Args:
+        weights: "examples" (p_i = n_i / sum n) or "uniform" (1/m over the updates with n_i > 0).
+        dtype: of the accumulator. float64 makes rounding negligible; float32 is three times faster.
+
+    The bits do not depend on the order of arrival: updates are added in order of name, in blocks of 32 names whose
+    sums are then added in order.
+    """
+
+    needs: ClassVar[Needs] = "sum"
+    weights: Literal["examples", "uniform"] = "examples"
+    dtype: Literal["float64", "float32"] = "float64"
+
+    def start(self, lengths: Mapping[str, int]) -> "_MeanSum":
+        """A sum of zero updates."""
+        return _MeanSum(self, lengths)
+
+
+class _MeanSum:
+    def __init__(self, rule: Mean, lengths: Mapping[str, int]) -> None:
+        self._rule, self._lengths = rule, lengths
+        self._dtype = np.dtype(rule.dtype)
+        self._sums = self._zeros()
+        self._totals: dict[str, np.ndarray] | None = None
+        self._scratch = np.empty(BLOCK, self._dtype)
+        self._weight = 0.0
+        self._block = 0
+
+    def _zeros(self) -> dict[str, np.ndarray]:
+        return {name: np.zeros(length, self._dtype) for name, length in self._lengths.items()}
+
+    def add(self, index: int, vectors: Mapping[str, Vector], weight: float) -> None:
+        """sum += weight * vector, widened block by block."""
+        if index // NAMES != self._block:
+            self._close_block()
+            self._block = index // NAMES
+        factor = 1.0 if self._rule.weights == "uniform" and weight else float(weight)
+        if not factor:
+            return
+        self._weight += factor
+        scale = self._dtype.type(factor)
+        for name, total in self._sums.items():
+            vector = vectors[name]
+            for start in range(0, vector.size, BLOCK):
+                piece = vector[start : start + BLOCK]
+                product = np.multiply(piece, scale, out=self._scratch[: piece.size])
+                total[start : start + BLOCK] += product
+
+    def _close_block(self) -> None:
+        if self._totals is None:
+            self._totals = self._zeros()
+        for name, total in self._totals.items():
+            total += self._sums[name]
+            self._sums[name].fill(0)
+
+    def result(self) -> dict[str, Vector]:
+        """The mean as float32; zeros when no update had weight."""
+        if self._totals is not None:
+            self._close_block()
+        sums = self._totals if self._totals is not None else self._sums
+        divisor = self._dtype.type(self._weight or 1.0)
+        return {name: np.divide(total, divisor, out=total).astype(np.float32) for name, total in sums.items()}
+
+
+class InOrder:
+    """Feeds an accumulator in order of client name, whatever the order of arrival.
+
+    An update that comes early waits: in memory up to `limit` bytes, beyond that in a file under `spool`.
+    """
+
+    def __init__(
+        self, accumulator: Accumulator, names: Sequence[str], spool: Path | None = None, limit: int = 1 << 28
+    ) -> None:
+        self._accumulator, self._names = accumulator, sorted(names)
+        self._spool, self._limit, self._held = spool, limit, 0
+        self._waiting: dict[str, Update | Path | None] = {}
+        self._next = 0
+
+    def add(self, update: Update) -> None:
+        """Count this update when its turn comes."""
+        if update.client == self._names[self._next]:
+            self._waiting[update.client] = update
+        else:
+            self._waiting[update.client] = self._keep(update)
+        self._drain()
+
+    def skip(self, name: str) -> None:
+        """This client contributes nothing in this round."""
+        if name in self._names[self._next :] and name not in self._waiting:
+            self._waiting[name] = None
+            self._drain()
+
+    def result(self) -> dict[str, Vector]:
+        """The reduction of all that came; clients not heard of contribute nothing."""
+        for name in self._names[self._next :]:
+            self.skip(name)
+        return self._accumulator.result()
+
+    def _keep(self, update: Update) -> Update | Path:
+        size = sum(v.nbytes for v in update.vectors.values())
+        if self._spool is not None and self._held + size > self._limit:
+            path = self._spool / f"{update.client}.update"
+            write_atomic(path, encode(update))
+            return path
+        self._held += size
+        return replace(update, vectors={k: v.copy() for k, v in update.vectors.items()})
+
+    def _drain(self) -> None:
+        while self._next < len(self._names) and self._names[self._next] in self._waiting:
+            item = self._waiting.pop(self._names[self._next])
+            if isinstance(item, Path):
+                message = decode(item.read_bytes())
+                item.unlink()
+                item = message if isinstance(message, Update) else None
+            elif item is not None:
+                self._held = max(0, self._held - sum(v.nbytes for v in item.vectors.values()))
+            if item is not None:
+                self._accumulator.add(self._next, item.vectors, item.weight)
+            self._next += 1
