@@ -1,32 +1,29 @@
 """The round engine: configure -> exchange -> gate -> reduce -> step -> evaluate -> checkpoint."""
 
-import platform
-import re
+import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from polypfed.clients.base import Client, HasInitial
+from polypfed.clients.base import Client, agreed
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import CheckpointError, ConfigError, LayoutError, QuorumError, Refused
-from polypfed.core.gate import Gate, default_max_norm
+from polypfed.core.gate import Gate, admit_evaluation, default_max_norm, max_bytes
 from polypfed.core.history import History, mean_rows, row
-from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, finite
-from polypfed.core.model import ModelSpec, Vector
+from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, one_line
+from polypfed.core.model import ModelSpec, Vector, fixed, nbytes, shared
 from polypfed.core.reduce import InOrder
-from polypfed.core.rundir import RunDirectory
-from polypfed.core.seeds import derive, generator
+from polypfed.core.rundir import RunDirectory, machine
+from polypfed.core.seeds import derive
+from polypfed.core.settings import positive, site_names, whole
 from polypfed.strategies.base import Cohort, Registry, Strategy, uploads
 from polypfed.strategies.fedavg import FedAvg
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
 class Backend(Protocol):
@@ -107,22 +104,16 @@ class Federation:
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.clients]
-        for name in names:
-            if not isinstance(name, str) or not _NAME.fullmatch(name):
-                raise ConfigError(f"{name!r} cannot name a site", where="clients", remedy=f"Use {_NAME.pattern}")
-        if len(set(names)) < len(names):
-            raise ConfigError("two sites share a name", where="clients", remedy="Rename one")
-        asked = self.per_round if self.per_round is not None else max(len(names), self.quorum)
-        limits = {"quorum": (self.quorum, 1, asked), "retries": (self.retries, 0, 1000)}
+        site_names(names)
         if self.per_round is not None:
-            limits["per_round"] = (self.per_round, 1, len(names) or self.per_round)
-        for field, (value, low, high) in limits.items():
-            if type(value) is not int or not low <= value <= high:
-                raise ConfigError(f"{value!r} is not a whole number from {low} to {high}", where=field)
-        if not self.deadline > 0:
-            raise ConfigError(f"{self.deadline!r} is not a number above 0", where="deadline")
-        if Registry.build(Registry.describe(self.strategy)) != self.strategy:
-            raise ConfigError("cannot be rebuilt from its own description", where="strategy")
+            whole("per_round", self.per_round, 1, len(names) or None)
+        whole("quorum", self.quorum, 1, self.per_round or len(names) or None)
+        whole("retries", self.retries, 0, 1000)
+        whole("seed", self.seed)
+        positive(deadline=self.deadline, **{} if self.max_norm is None else {"max_norm": self.max_norm})
+        if self.evaluate not in ("global", "matrix", "off"):
+            raise ConfigError(f"{self.evaluate!r} is not one of global, matrix, off", where="evaluate")
+        Registry.check(self.strategy)
 
     def run(
         self, rounds: int, backend: Backend, directory: str | Path | None = None, listen: Listener | None = None
@@ -130,37 +121,39 @@ class Federation:
         """Train for `rounds` server rounds.
 
         Args:
+            rounds: at least 0; round 0 scores the initial model.
             directory: where the run is kept and can be resumed; nothing is written if None.
             listen: called with every Event.
 
         Raises:
-            ConfigError: the folder holds a run already, or there is no site.
+            ConfigError: the folder holds a run already, or the sites cannot make a quorum.
+            LayoutError: the initial model does not fit its layout, or the model is no longer finite.
             QuorumError: a round failed `retries` + 1 times; the run can be resumed.
+            CheckpointError: the disk does not take what must be kept.
         """
+        whole("rounds", rounds, 0)
         with self._open(backend, directory, listen) as engine:
             engine.begin()
             return engine.until(rounds)
 
-    def resume(
-        self, directory: str | Path, rounds: int, backend: Backend, listen: Listener | None = None
-    ) -> History:
+    def resume(self, directory: str | Path, rounds: int, backend: Backend, listen: Listener | None = None) -> History:
         """Continue the run in `directory` until `rounds` rounds are done, to the same bits as without a break.
 
         Raises:
             CheckpointError: the folder holds no run, or one with other settings.
             QuorumError: a round failed `retries` + 1 times.
         """
+        if not (Path(directory) / "run.json").exists():
+            raise CheckpointError("holds no run", where=directory, remedy="Start it first")
         with self._open(backend, directory, listen) as engine:
             engine.restore()
             return engine.until(rounds)
 
-    def _open(
-        self, backend: Backend, directory: str | Path | None, listen: Listener | None
-    ) -> AbstractContextManager["_Engine"]:
+    def _open(self, backend: Backend, directory: str | Path | None, listen: Listener | None) -> "_Engine":
         return _Engine(self, backend, Path(directory) if directory is not None else None, listen)
 
 
-class _Engine(AbstractContextManager["_Engine"]):
+class _Engine:
     """One run under way: the checkpoint is its whole memory, the history its record."""
 
     def __init__(self, fed: Federation, backend: Backend, directory: Path | None, listen: Listener | None) -> None:
@@ -173,12 +166,16 @@ class _Engine(AbstractContextManager["_Engine"]):
 
     def __enter__(self) -> "_Engine":
         with self._stack:
-            self._stack.enter_context(self.folder or nullcontext())
+            if self.folder:
+                self._stack.enter_context(self.folder)
             if self.fed.clients and isinstance(self.backend, Host):
                 self._stack.callback(self.backend.close)
                 self.backend.host(self.fed.clients, self.folder.path if self.folder else None)
-            if not self.backend.clients:
+            self.sites = sorted(self.backend.clients)
+            if not self.sites:
                 raise ConfigError("there is no site", where="clients")
+            site_names(self.sites)
+            whole("quorum", self.fed.quorum, 1, min(len(self.sites), self.fed.per_round or len(self.sites)))
             self._stack = self._stack.pop_all()
         return self
 
@@ -187,23 +184,26 @@ class _Engine(AbstractContextManager["_Engine"]):
 
     def begin(self) -> None:
         """Round 0: the initial model, scored on every site."""
-        spec, x = self.fed.initial or _agreed(self.fed.clients)
+        spec, x = self.fed.initial or agreed(self.fed.clients)
+        spec.views(x)
+        if not np.isfinite(x).all():
+            raise LayoutError("the initial model is not finite", where="initial")
         run = secrets.token_hex(8)
         state = self.fed.strategy.init(x[spec.trainable])
-        self.now = Checkpoint(run, self._settings(spec), 0, spec, x, state)
+        self.now = Checkpoint(run, self._settings(spec), 0, spec, fixed(x.copy()), state)
         if self.folder:
-            self.folder.begin({"run": run, "started": _now(), "settings": self.now.settings, "machine": machine()})
+            self.folder.begin({"run": run, "settings": self.now.settings, "machine": machine()})
         self._evaluate({})
         self._commit()
 
     def restore(self) -> None:
         """Back to the last checkpoint; to the very beginning if the run was killed before its first."""
-        if self.folder is None or not (self.folder.path / "run.json").exists():
-            where = self.folder.path if self.folder else ""
-            raise CheckpointError("holds no run", where=where, remedy="Start it first")
+        assert self.folder is not None
         if not self.folder.started:
-            return self.begin()
+            self.begin()
+            return
         self.now, self.history = self.folder.restore()
+        fixed(self.now.x)
         wanted = self._settings(self.now.spec)
         for key, value in self.now.settings.items():
             if wanted.get(key) != value:
@@ -217,8 +217,9 @@ class _Engine(AbstractContextManager["_Engine"]):
         """Rounds up to `rounds`, then the history with the models in it."""
         while self.now.round < rounds:
             self._round(self.now.round + 1)
-        self.history.spec, self.history.model = self.now.spec, self.now.x
-        self.history.best, self.history.best_round = self.now.best, self.now.best_round
+        best = self.now.best
+        self.history.spec, self.history.model = self.now.spec, self.now.x.copy()
+        self.history.best, self.history.best_round = None if best is None else best.copy(), self.now.best_round
         return self.history
 
     def _round(self, number: int) -> None:
@@ -230,6 +231,8 @@ class _Engine(AbstractContextManager["_Engine"]):
                 break
             self.tell(Event("abandoned", number))
         else:
+            if self.folder:
+                self.folder.commit(self.now, self.history)  # the failures, for whoever mends them
             raise QuorumError(
                 f"round {number}: {len(collected.accepted)} accepted updates, the quorum is {self.fed.quorum}",
                 remedy="See failures.jsonl for the reasons, mend them and resume the run",
@@ -246,14 +249,14 @@ class _Engine(AbstractContextManager["_Engine"]):
         """One exchange: every update goes through the gate, and what passes is summed at once."""
         fed, now = self.fed, self.now
         names = self._cohort(number, attempt)
-        shared = fed.strategy.broadcast(now.x[now.spec.trainable], now.state)
-        vectors = {"model": now.x, **shared}
-        tasks = {name: Task(number, "fit", vectors, self._config(number, name)) for name in names}
+        broadcast = fed.strategy.broadcast(now.x[now.spec.trainable], shared(now.state))
+        vectors = shared({"model": now.x, **broadcast})
         lengths = {"delta": now.spec.size, **uploads(fed.strategy, now.spec.boundary)}
+        tasks = {n: Task(number, "fit", vectors, self._config(number, n, max_bytes(lengths))) for n in names}
         gate = Gate(now.run, number, frozenset(names), lengths, fed.max_norm or default_max_norm(now.x))
         spool = self.folder.spool if self.folder else None
         out = _Collected(InOrder(fed.strategy.reducer.start(lengths), names, spool))
-        out.down = len(names) * _size(vectors)
+        out.down = len(names) * nbytes(vectors)
         for reply in self.backend.exchange(tasks, fed.deadline):
             self.tell(Event("fit", number, reply.client, self._admit(reply, gate, out)))
         return out
@@ -263,23 +266,29 @@ class _Engine(AbstractContextManager["_Engine"]):
             try:
                 update = gate.admit(reply)
             except Refused as refusal:
-                return self._fail(out, Failure(reply.client, gate.round, refusal.reason, str(refusal), gate.run))
+                return self._fail(out, Failure(reply.client, gate.round, refusal.reason, str(refusal)))
             if self.fed.evaluate == "matrix":
                 out.local_models[update.client] = self.now.x + update.vectors["delta"]
             out.accepted[update.client] = update.weight
             out.metrics[update.client] = {**update.metrics, "weight": update.weight}
-            out.up += _size(update.vectors)
+            out.up += nbytes(update.vectors)
             out.queue.add(update)
             return update
-        if isinstance(reply, Failure):
-            out.queue.skip(reply.client)
-            return self._fail(out, replace(reply, round=gate.round))
-        return self._fail(out, Failure(reply.client, gate.round, "header", "an evaluation, not an update", gate.run))
+        if isinstance(reply, Evaluation):
+            return self._fail(out, Failure(reply.client, gate.round, "header", "an evaluation, not an update"))
+        gate.give_up(reply.client)
+        out.queue.skip(reply.client)
+        return self._fail(out, replace(reply, round=gate.round))
 
     def _fail(self, out: "_Collected", failure: Failure) -> Failure:
         out.failed += 1
-        self.history.failures.append(failure)
-        return failure
+        return self._record(failure)
+
+    def _record(self, failure: Failure) -> Failure:
+        """Keep a failure; its words may be a stranger's, so they are cut to one line."""
+        client, reason, detail = one_line(failure.client), one_line(failure.reason, 40), one_line(failure.detail)
+        self.history.failures.append(Failure(client, failure.round, reason, detail, self.now.run))
+        return self.history.failures[-1]
 
     def _step(self, number: int, got: "_Collected") -> None:
         """The server half: the strategy moves the trainable part, buffers are averaged."""
@@ -289,71 +298,80 @@ class _Engine(AbstractContextManager["_Engine"]):
         working = {name: weight for name, weight in sorted(got.accepted.items()) if weight}
         if not working:  # an empty round: nothing moves, no moment decays
             return
-        cohort = Cohort(number, tuple(working), tuple(working.values()), len(self.backend.clients))
+        cohort = Cohort(number, tuple(working), tuple(working.values()), len(self.sites))
         trainable, buffers = now.spec.trainable, now.spec.buffers
         parts = {name: v[trainable] if name == "delta" else v for name, v in mean.items()}
-        moved, state = self.fed.strategy.step(now.x[trainable], now.state, parts, cohort)
+        moved, state = self.fed.strategy.step(now.x[trainable], shared(now.state), parts, cohort)
         x = np.concatenate([moved, now.x[buffers] + mean["delta"][buffers]])
         if x.dtype != np.float32 or x.shape != now.x.shape:
             raise LayoutError(f"step returned {x.dtype}{x.shape}, not float32{now.x.shape}", where="strategy")
         if not np.isfinite(x).all():
             raise LayoutError("the new model is not finite", where="strategy", remedy="Lower its learning rate")
-        now.x, now.state = x, state
+        now.x, now.state = fixed(x), state
         now.accepted |= dict.fromkeys(working, number)
 
     def _evaluate(self, local_models: Mapping[str, Vector]) -> None:
         """The global model, and under "matrix" every local one, on every site's validation set."""
         if self.fed.evaluate == "off":
             return
-        now = self.now
-        vectors = {"model": now.x, **{f"model@{name}": y for name, y in sorted(local_models.items())}}
-        names = self.backend.clients
-        tasks = {name: Task(now.round, "evaluate", vectors, self._config(now.round, name)) for name in names}
-        scores: dict[str, Evaluation] = {}
+        now, scores = self.now, dict[str, Evaluation]()
+        vectors = shared({"model": now.x, **{f"model@{name}": y for name, y in sorted(local_models.items())}})
+        tasks = {n: Task(now.round, "evaluate", vectors, self._config(now.round, n, max_bytes({}))) for n in self.sites}
         for reply in self.backend.exchange(tasks, self.fed.deadline):
-            self.tell(Event("evaluate", now.round, reply.client, reply))
-            if problem := _problem(reply, now, tasks, scores):
-                self.history.failures.append(problem)
-            elif isinstance(reply, Evaluation):
-                scores[reply.client] = reply
-        for name in sorted(scores):
-            self.history.rows += [row(now.round, name, m, v) for m, v in sorted(scores[name].metrics.items())]
-        means = mean_rows(now.round, ((scores[n].metrics, scores[n].weight) for n in sorted(scores)))
+            self.tell(Event("evaluate", now.round, reply.client, self._score(reply, scores)))
+        for name, score in sorted(scores.items()):
+            self.history.rows += [row(now.round, name, m, v) for m, v in sorted(score.metrics.items())]
+        means = mean_rows(now.round, ((score.metrics, score.weight) for _, score in sorted(scores.items())))
         self.history.rows += means
-        self._keep_best({r["metric"]: r["value"] for r in means})
+        self._keep_best({r["metric"]: r["value"] for r in means}, scores.values())
 
-    def _keep_best(self, means: Mapping[str, float]) -> None:
+    def _score(self, reply: Reply, scores: dict[str, Evaluation]) -> Reply:
+        if isinstance(reply, Failure):
+            return self._record(replace(reply, round=self.now.round))
+        if isinstance(reply, Update):
+            return self._record(Failure(reply.client, self.now.round, "header", "an update, not an evaluation"))
+        try:
+            admit_evaluation(reply, self.now.run, self.now.round, set(self.sites) - set(scores))
+        except Refused as refusal:
+            return self._record(Failure(reply.client, self.now.round, refusal.reason, str(refusal)))
+        scores[reply.client] = reply
+        return reply
+
+    def _keep_best(self, means: Mapping[str, float], scores: Iterable[Evaluation]) -> None:
+        """A mean over fewer sites is not comparable: more sites come first, then the better value."""
         sign, metric = (-1, self.fed.keep_best[1:]) if self.fed.keep_best[:1] == "-" else (1, self.fed.keep_best)
         if metric not in means:
             return
-        value = sign * means[metric]
-        if self.now.best_value is None or value > self.now.best_value:
-            self.now.best, self.now.best_round, self.now.best_value = self.now.x, self.now.round, value
+        now, value = self.now, sign * means[metric]
+        sites = sum(metric in score.metrics and score.weight > 0 for score in scores)
+        if now.best_value is None or (sites, value) > (now.best_sites, now.best_value):
+            now.best, now.best_round, now.best_value, now.best_sites = now.x, now.round, value, sites
 
     def _cohort(self, number: int, attempt: int) -> list[str]:
-        names = sorted(self.backend.clients)
-        if self.fed.per_round is None or self.fed.per_round >= len(names):
-            return names
-        draw = generator(self.fed.seed, "cohort", number, attempt)
-        return sorted(draw.choice(names, self.fed.per_round, replace=False).tolist())
+        """`per_round` sites, drawn anew for each round and attempt: those whose derived seeds are lowest."""
+        drawn = sorted(self.sites, key=lambda name: derive(self.fed.seed, "cohort", number, attempt, name))
+        return sorted(drawn[: self.fed.per_round])
 
-    def _config(self, number: int, name: str) -> dict[str, Any]:
+    def _config(self, number: int, name: str, reply_bytes: int) -> dict[str, Any]:
         return {
             "run": self.now.run,
             "seed": derive(self.fed.seed, "client", number, name),
             "strategy": Registry.describe(self.fed.strategy),
             "accepted": self.now.accepted.get(name, 0),
+            "reply_bytes": reply_bytes,
         }
 
     def _settings(self, spec: ModelSpec) -> dict[str, Any]:
         """What must not change between the beginning of a run and its end."""
-        return {
+        settings = {
             "strategy": Registry.describe(self.fed.strategy),
             "seed": self.fed.seed,
             "per_round": self.fed.per_round,
-            "sites": list(self.backend.clients),
+            "keep_best": self.fed.keep_best,
+            "sites": self.sites,
             "layout": spec.digest,
         }
+        return dict(json.loads(json.dumps(settings)))  # as a checkpoint gives it back
 
     def _commit(self) -> None:
         if self.folder:
@@ -370,47 +388,3 @@ class _Collected:
         self.metrics: dict[str, dict[str, float]] = {}
         self.local_models: dict[str, Vector] = {}
         self.failed = self.down = self.up = 0
-
-
-def _problem(reply: Reply, now: Checkpoint, asked: Iterable[str], seen: Mapping[str, Evaluation]) -> Failure | None:
-    if isinstance(reply, Failure):
-        return replace(reply, round=now.round)
-    who = str(reply.client)
-    if not isinstance(reply, Evaluation):
-        return Failure(who, now.round, "header", "an update, not an evaluation", now.run)
-    if reply.run != now.run or reply.round != now.round or who in seen or who not in asked:
-        return Failure(who, now.round, "stale-round", "not an answer to this evaluation", now.run)
-    if type(reply.weight) is not int or reply.weight < 0 or not finite(reply.metrics):
-        return Failure(who, now.round, "metrics", "a metric or weight is not a finite number", now.run)
-    return None
-
-
-def _agreed(clients: Sequence[Client]) -> tuple[ModelSpec, Vector]:
-    """The initial model that all clients propose."""
-    first: tuple[ModelSpec, Vector] | None = None
-    for client in clients:
-        if not isinstance(client, HasInitial):
-            continue
-        spec, x = client.initial()
-        if first is None:
-            first = spec, x.copy()
-        elif spec != first[0] or not np.array_equal(x, first[1]):
-            raise ConfigError(
-                "proposes another model than the first site", where=client.name, remedy="Give Federation(initial=...)"
-            )
-    if first is None:
-        raise ConfigError("no client has initial()", where="initial", remedy="Give Federation(initial=(spec, x))")
-    return first
-
-
-def _size(vectors: Mapping[str, Vector]) -> int:
-    return sum(v.nbytes for v in vectors.values())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def machine() -> dict[str, str]:
-    """What this run ran on."""
-    return {"system": platform.platform(), "python": platform.python_version(), "numpy": np.__version__}

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 from collections import deque
@@ -16,6 +17,8 @@ from polypfed.clients.base import Client
 from polypfed.clients.site import Site
 from polypfed.core.errors import ConfigError, MessageError
 from polypfed.core.messages import Failure, Reply, Task, decode, encode
+
+_PATIENCE = 3600.0  # longest single wait, in seconds; the operating system knows no endless one
 
 
 class Local:
@@ -74,20 +77,19 @@ class Local:
             yield self._sites[name].perform(tasks[name]) if monotonic() < end else _late(name, tasks[name])
 
     def _dispatch(self, tasks: Mapping[str, Task], end: float) -> Iterator[Reply]:
-        queue = deque(sorted(tasks))
         while len(self._pool) < min(self.workers, len(self._clients)):
             self._pool.append(_Worker.start(self._clients, self._directory))
-        idle, busy = list(self._pool), dict[str, _Worker]()
+        queue, idle, busy = deque(sorted(tasks)), list(self._pool), dict[str, _Worker]()
         while (queue or busy) and monotonic() < end:
             while queue and idle:
                 name, worker = queue.popleft(), idle.pop()
+                worker = worker if worker.process.is_alive() else self._replace(worker)
                 if worker.send(name, tasks[name]):
                     busy[name] = worker
                 else:
                     idle.append(self._replace(worker))
                     yield _lost(name, tasks[name])
-            ready = wait([w.pipe for w in busy.values()], timeout=max(0.0, end - monotonic()))
-            for name in [n for n, w in busy.items() if w.pipe in ready]:
+            for name in _ready(busy, end):
                 worker = busy.pop(name)
                 reply = worker.receive()
                 idle.append(self._replace(worker) if reply is None else worker)
@@ -108,6 +110,15 @@ def open_site(client: Client, directory: Path | None) -> Site:
     return Site(client, directory / "sites" / client.name if directory else None)
 
 
+def _ready(busy: Mapping[str, "_Worker"], end: float) -> list[str]:
+    """Sites whose worker has answered or ended; waits for the first of them until `end`."""
+    if not busy:
+        return []
+    pipes = {worker.pipe: name for name, worker in busy.items()}
+    ready = wait(list(pipes), timeout=min(max(0.0, end - monotonic()), _PATIENCE))
+    return [name for pipe, name in pipes.items() if pipe in ready]
+
+
 def _late(name: str, task: Task) -> Failure:
     return Failure(name, task.round, "deadline", "no answer within the deadline", task.run)
 
@@ -126,8 +137,17 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, list(clients), directory), daemon=True)
-        process.start()
-        theirs.close()
+        try:
+            process.start()
+        except Exception as error:
+            ours.close()
+            raise ConfigError(
+                f"the clients cannot be sent to a worker process ({error})",
+                where="workers",
+                remedy="Define their functions and classes at the top of a module, or use one worker",
+            ) from error
+        finally:
+            theirs.close()
         return cls(process, ours)
 
     def send(self, name: str, task: Task) -> bool:
@@ -153,14 +173,27 @@ class _Worker:
 
 def _work(pipe: Connection, clients: list[Client], directory: Path | None) -> None:
     """A worker process: one task at a time until the pipe closes; it does not outlive its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     by_name = {c.name: c for c in clients}
     while True:
         try:
             name, task = pipe.recv_bytes().decode(), decode(pipe.recv_bytes())
-        except EOFError:
+        except (EOFError, OSError):
             return
         if isinstance(task, Task):  # a site's state lies on disk: another worker may have served it last
-            pipe.send_bytes(encode(open_site(by_name[name], directory).perform(task)))
+            pipe.send_bytes(_encoded(open_site(by_name[name], directory).perform(task)))
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _encoded(reply: Reply) -> bytes:
+    try:
+        return encode(reply)
+    except MessageError as error:
+        return encode(Failure(reply.client, reply.round, "header", str(error), reply.run))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from polypfed.clients.base import Client, HasInitial
 from polypfed.clients.numpy_client import NumpyClient
 from polypfed.clients.site import Site
+from polypfed.core.extras import require
 
 if TYPE_CHECKING:
     from polypfed.clients.detector_client import DetectorClient as DetectorClient
@@ -18,5 +19,6 @@ __all__ = ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "Tor
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        require("torch", extra="yolo")
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,11 @@
-"""Client: the only thing a user has to write; and the shell that runs one, the same on every backend."""
+"""Client: the only thing a user has to write."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
+from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.model import ModelSpec, Vector
 
@@ -35,3 +39,25 @@ class HasInitial(Protocol):
 
     def initial(self) -> tuple[ModelSpec, Vector]:
         """The layout and the starting model, (P,) float32."""
+
+
+def agreed(clients: Sequence[Client]) -> tuple[ModelSpec, Vector]:
+    """The initial model that all clients with `initial` propose.
+
+    Raises:
+        ConfigError: two proposals differ, or there is none.
+    """
+    first: tuple[ModelSpec, Vector] | None = None
+    for client in clients:
+        if not isinstance(client, HasInitial):
+            continue
+        spec, x = client.initial()
+        if first is None:
+            first = spec, x.copy()
+        elif spec != first[0] or not np.array_equal(x, first[1]):
+            raise ConfigError(
+                "proposes another model than the first site", where=client.name, remedy="Give Federation(initial=...)"
+            )
+    if first is None:
+        raise ConfigError("no client has initial()", where="initial", remedy="Give Federation(initial=(spec, x))")
+    return first

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.model import ModelSpec, Vector
+from polypfed.core.settings import positive, whole
 from polypfed.strategies.base import Registry
 
 
@@ -31,6 +32,9 @@ class NumpyClient:
         >>> spec, x = client.initial()
         >>> client.fit(Task(1, "fit", {"model": x})).vectors["delta"]
         array([2.25], dtype=float32)
+
+    Raises:
+        ConfigError: steps is not at least 1, or lr not above 0.
     """
 
     name: str
@@ -41,6 +45,10 @@ class NumpyClient:
     weight: int = 1
     loss: Callable[[NDArray[np.float32]], float] | None = None
     _kept: dict[str, Vector] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        positive(lr=self.lr)
+        whole("steps", self.steps, 1)
 
     def initial(self) -> tuple[ModelSpec, Vector]:
         """The layout of one array "x", and x0."""
@@ -55,7 +63,8 @@ class NumpyClient:
         rule.begin(x, shared, self._kept)
         y = x.copy()
         for _ in range(self.steps):
-            y = y - np.float32(self.lr) * rule.direction(np.asarray(self.gradient(y), np.float32), y)
+            gradient = np.asarray(self.gradient(y), np.float32).reshape(y.shape)
+            y = y - np.float32(self.lr) * rule.direction(gradient, y)
         extra, self._kept = rule.finish(x, y, self.steps, self.lr)
         return Update(self.name, task.round, {"delta": y - x, **extra}, self.weight, {"images": self.weight})
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 
 from polypfed.core.errors import CheckpointError
@@ -29,7 +30,7 @@ class Checkpoint:
         state: the strategy's state: vectors and JSON numbers.
         accepted: for each client the last round in which its update counted.
         rows, failures: how many lines of the history files are valid.
-        best, best_round, best_value: the best global model so far.
+        best, best_round, best_value, best_sites: the best global model so far and how many sites scored it.
     """
 
     run: str
@@ -44,14 +45,18 @@ class Checkpoint:
     best: Vector | None = None
     best_round: int = 0
     best_value: float | None = None
+    best_sites: int = 0
 
 
-_PLAIN = ("run", "settings", "round", "accepted", "rows", "failures", "best_round", "best_value")
+_PLAIN = ("run", "settings", "round", "accepted", "rows", "failures", "best_round", "best_value", "best_sites")
 
 
 def save(directory: Path, checkpoint: Checkpoint) -> Path:
     """Write one generation and drop those beyond the last three."""
-    vectors = {f"state.{k}": v for k, v in checkpoint.state.items() if not isinstance(v, int | float)}
+    # safetensors writes the memory of an array as it lies, strides and all
+    vectors = {
+        f"state.{k}": np.asarray(v, order="C") for k, v in checkpoint.state.items() if not isinstance(v, int | float)
+    }
     numbers = {k: v for k, v in checkpoint.state.items() if isinstance(v, int | float)}
     vectors["x"] = checkpoint.x
     if checkpoint.best is not None:
@@ -93,9 +98,11 @@ def _read(path: Path) -> Checkpoint:
     try:
         vectors = safetensors.numpy.load(body)
         state: dict[str, Any] = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
+        spec = ModelSpec.from_json(header["spec"])
+        spec.views(vectors["x"])
         return Checkpoint(
             **{k: header[k] for k in _PLAIN},
-            spec=ModelSpec.from_json(header["spec"]),
+            spec=spec,
             x=vectors["x"],
             state=state | header["numbers"],
             best=vectors.get("best"),

@@ -1,15 +1,15 @@
 """The exception tree. Every message is one line: where, what is wrong, and the way out.
 
-    PolypfedError
-    |-- ConfigError         a setting is missing, unknown, of the wrong type or out of range
-    |-- DataError           a folder, image, label or annotation cannot be used
-    |-- MissingExtraError   an optional dependency is not installed (also an ImportError)
-    |-- LayoutError         arrays or vectors do not fit a ModelSpec
-    |-- MessageError        bytes are not one of our messages
-    |-- Refused             the gate refused an update; `.reason` is one of `gate.REASONS`
-    |-- StateError          a site's kept state does not match what the server remembers
-    |-- QuorumError         a round ended with too few accepted updates; the run can be resumed
-    `-- CheckpointError     a checkpoint is missing, damaged or belongs to another run
+PolypfedError
+|-- ConfigError         a setting is missing, unknown, of the wrong type or out of range
+|-- DataError           a folder, image, label or annotation cannot be used
+|-- MissingExtraError   an optional dependency is not installed (also an ImportError)
+|-- LayoutError         arrays or vectors do not fit a ModelSpec
+|-- MessageError        bytes are not one of our messages
+|-- Refused             the gate refused an update; `.reason` is one of `gate.REASONS`
+|-- StateError          a site's kept state does not match what the server remembers
+|-- QuorumError         a round ended with too few accepted updates; the run can be resumed
+`-- CheckpointError     a checkpoint is missing, damaged or belongs to another run
 """
 
 

@@ -1,8 +1,9 @@
-"""Files that are whole or absent: atomic writes, and a framed format whose SHA-256 is checked before anything is read."""
+"""Files that are whole or absent: atomic writes, and a framed format whose SHA-256 is checked before it is read."""
 
 import hashlib
 import json
 import os
+import re
 import secrets
 import struct
 from pathlib import Path
@@ -13,21 +14,29 @@ from polypfed.core.messages import strict_json
 
 _MAGIC = b"PFEDFILE1"
 _PREFIX = struct.Struct("<9s32sQ")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that a crash leaves the old file or the new one, never a part of either."""
+def write_atomic(path: Path, *parts: bytes) -> None:
+    """Write `parts` to `path` so that a crash leaves the old file or the new one, never a part of either."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_directory(path.parent)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a killed `write_atomic` left below `directory`; nobody may be writing there."""
+    for leftover in directory.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(leftover.name):
+            leftover.unlink(missing_ok=True)
 
 
 def _sync_directory(directory: Path) -> None:
@@ -39,11 +48,18 @@ def _sync_directory(directory: Path) -> None:
 
 
 def write_framed(path: Path, header: dict[str, Any], body: bytes = b"") -> None:
-    """Write a JSON header and a body under one SHA-256, atomically."""
-    head = json.dumps(header, separators=(",", ":")).encode()
+    """Write a JSON header and a body under one SHA-256, atomically.
+
+    Raises:
+        CheckpointError: the header is not plain JSON with finite numbers.
+    """
+    try:
+        head = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"cannot be written ({error})", where=path) from None
     digest = hashlib.sha256(struct.pack("<Q", len(head)) + head)
     digest.update(body)
-    write_atomic(path, b"".join([_PREFIX.pack(_MAGIC, digest.digest(), len(head)), head, body]))
+    write_atomic(path, _PREFIX.pack(_MAGIC, digest.digest(), len(head)), head, body)
 
 
 def read_framed(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -1,19 +1,25 @@
 """The gate: every update is checked whole before any of it counts. All or nothing, with a typed reason."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from polypfed.core.errors import MessageError, Refused
-from polypfed.core.messages import Update, decode, finite
+from polypfed.core.messages import HEADER_LIMIT, Evaluation, Failure, Reply, Task, Update, decode, sound
 from polypfed.core.model import Vector
 
 REASONS = (
-    "size header wrong-run stale-round unknown-client duplicate weight metrics keys dtype shape non-finite norm".split()
+    "size header unknown-client wrong-run stale-round late duplicate "
+    "weight metrics keys dtype shape non-finite norm".split()
 )
 """Why an update is refused, in the order of the checks: cheap ones first."""
+
+MAX_WEIGHT = 10_000_000
+"""More examples than any site has."""
+
+_TOLERATED = HEADER_LIMIT + (1 << 16)  # bytes of a message beside its vectors
 
 
 @dataclass
@@ -34,29 +40,9 @@ class Gate:
     cohort: frozenset[str]
     lengths: Mapping[str, int]
     max_norm: float
-    max_weight: int = 10_000_000
+    max_weight: int = MAX_WEIGHT
     accepted: set[str] = field(default_factory=set)
-
-    @property
-    def max_bytes(self) -> int:
-        """The largest message that can hold the expected vectors, header included."""
-        return 4 * sum(self.lengths.values()) + (1 << 20)
-
-    def admit_bytes(self, data: bytes) -> Update:
-        """The update in `data`, checked; size before anything is parsed.
-
-        Raises:
-            Refused: with one of REASONS.
-        """
-        if len(data) > self.max_bytes:
-            raise Refused("size", f"{len(data)} bytes, more than the {self.max_bytes} that this model needs")
-        try:
-            message = decode(data, limit=self.max_bytes)
-        except MessageError as error:
-            raise Refused("header", str(error)) from None
-        if not isinstance(message, Update):
-            raise Refused("header", f"a {type(message).__name__}, not an Update")
-        return self.admit(message)
+    given_up: set[str] = field(default_factory=set)
 
     def admit(self, update: Update) -> Update:
         """The update itself, once every check has passed; nothing is counted before that.
@@ -71,14 +57,21 @@ class Gate:
         self.accepted.add(update.client)
         return update
 
+    def give_up(self, client: str) -> None:
+        """Nothing more is expected of this client in this round."""
+        if client not in self.accepted:
+            self.given_up.add(client)
+
     def _identity(self, update: Update) -> None:
-        who = str(update.client)
+        who = update.client
+        if type(who) is not str or who not in self.cohort:
+            raise Refused("unknown-client", "was not asked in this round", where=who)
         if update.run != self.run:
             raise Refused("wrong-run", f"belongs to run {update.run!r}, not {self.run!r}", where=who)
         if type(update.round) is not int or update.round != self.round:
-            raise Refused("stale-round", f"is for round {update.round}, not {self.round}", where=who)
-        if who not in self.cohort:
-            raise Refused("unknown-client", "was not asked in this round", where=who)
+            raise Refused("stale-round", f"is for round {update.round!r}, not {self.round}", where=who)
+        if who in self.given_up:
+            raise Refused("late", "came after this client had been given up", where=who)
         if who in self.accepted:
             raise Refused("duplicate", "has already been counted in this round", where=who)
 
@@ -88,12 +81,13 @@ class Gate:
             raise Refused(
                 "weight", f"{weight!r} is not a whole number from 0 to {self.max_weight}", where=update.client
             )
-        if not finite(update.metrics):
-            raise Refused("metrics", "a metric is not a finite number", where=update.client)
+        if not sound(update.metrics):
+            raise Refused("metrics", "a metric is not a finite number under a plain name", where=update.client)
 
     def _layout(self, vectors: Mapping[str, Vector], who: str) -> None:
-        if set(vectors) != set(self.lengths):
-            raise Refused("keys", f"vectors {sorted(vectors)}, not {sorted(self.lengths)}", where=who)
+        if not isinstance(vectors, Mapping) or set(vectors) != set(self.lengths):
+            found = sorted(map(str, vectors)) if isinstance(vectors, Mapping) else type(vectors).__name__
+            raise Refused("keys", f"vectors {found}, not {sorted(self.lengths)}", where=who)
         for name, length in self.lengths.items():
             vector = vectors[name]
             if not isinstance(vector, np.ndarray) or vector.dtype != np.float32:
@@ -108,6 +102,50 @@ class Gate:
                 raise Refused("non-finite", f"{name} holds NaN or infinity", where=who)
             if norm > self.max_norm:
                 raise Refused("norm", f"{name} has norm {norm:.3g}, more than {self.max_norm:.3g}", where=who)
+
+
+def max_bytes(lengths: Mapping[str, int]) -> int:
+    """The largest message that can hold vectors of these lengths, header included."""
+    return 4 * sum(lengths.values()) + _TOLERATED
+
+
+def receive(data: bytes | memoryview, client: str, task: Task) -> Reply:
+    """What `client` answered to `task`, off the wire; bytes that are no answer become a Failure, never an exception.
+
+    Args:
+        client: who sent the bytes, as the transport knows it; the reply must name itself so.
+        task: `config["reply_bytes"]` is the size beyond which nothing is parsed.
+    """
+    limit = int(task.config.get("reply_bytes", _TOLERATED))
+    if len(data) > limit:
+        detail = f"{len(data)} bytes, more than the {limit} that this model needs"
+        return Failure(client, task.round, "size", detail, task.run)
+    try:
+        reply = decode(data)
+    except MessageError as error:
+        return Failure(client, task.round, "header", str(error), task.run)
+    if isinstance(reply, Task):
+        return Failure(client, task.round, "header", "a Task, not a reply", task.run)
+    if reply.client != client:
+        return Failure(client, task.round, "unknown-client", f"the reply names itself {reply.client!r}", task.run)
+    return reply
+
+
+def admit_evaluation(evaluation: Evaluation, run: str, round: int, asked: Container[str]) -> None:
+    """Check the answer to an evaluation; `asked` holds the sites not heard of yet.
+
+    Raises:
+        Refused: with one of REASONS.
+    """
+    who = evaluation.client
+    if type(who) is not str or who not in asked:
+        raise Refused("unknown-client", "was not asked, or has answered already", where=who)
+    if evaluation.run != run or evaluation.round != round:
+        raise Refused("stale-round", f"is for round {evaluation.round!r} of {evaluation.run!r}", where=who)
+    if type(evaluation.weight) is not int or not 0 <= evaluation.weight <= MAX_WEIGHT:
+        raise Refused("weight", f"{evaluation.weight!r} is not a whole number from 0 to {MAX_WEIGHT}", where=who)
+    if not sound(evaluation.metrics):
+        raise Refused("metrics", "a metric is not a finite number under a plain name", where=who)
 
 
 def norm_of(vector: Vector) -> float:

@@ -6,11 +6,12 @@ Each named vector is one flat float32 tensor, so that a message costs the same f
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import safetensors
@@ -20,9 +21,11 @@ from polypfed.core.errors import MessageError
 from polypfed.core.model import Vector
 
 Kind = Literal["fit", "evaluate"]
+HEADER_LIMIT = 1 << 20
 _MAGIC = b"PFED\x01"
-_HEADER_LIMIT = 1 << 20
 _PREFIX = struct.Struct("<5sI")
+_METRIC = re.compile(r"[A-Za-z0-9_@./:+-]{1,200}")
+_LARGEST = 1e100  # sums of such values over any number of sites stay finite
 
 
 def _empty() -> Mapping[str, Any]:
@@ -37,7 +40,8 @@ class Task:
         round: the server round, from 1 (0 is the evaluation of the initial model).
         kind: "fit" or "evaluate".
         vectors: "model" is the global model, (P,); the others are what the strategy broadcasts, (T,).
-        config: JSON values: `seed`, `strategy`, `run`, `accepted` (the last round in which this client's update counted).
+        config: JSON values: `seed`, `strategy`, `run`, `accepted` (the last round in which this client's update
+            counted), `reply_bytes` (the largest reply that will be read).
     """
 
     round: int
@@ -103,24 +107,41 @@ def stamp(reply: Reply, run: str) -> Reply:
     return replace(reply, run=run)
 
 
+def one_line(text: object, limit: int = 500) -> str:
+    """The text on one line, cut to `limit` characters: a reason or detail that someone else may have written."""
+    words = " ".join(str(text).split())
+    return words if len(words) <= limit else words[: limit - 3] + "..."
+
+
 def encode(message: Message) -> bytes:
     """The message as bytes; `decode` gives it back.
 
     Raises:
-        MessageError: a metric or config value is not plain JSON.
+        MessageError: a metric or config value is not plain JSON, a vector is no array of numbers, or the header
+            would be larger than 1 MiB.
     """
+    kind = type(message).__name__
     fields = {k: getattr(message, k) for k in message.__dataclass_fields__ if k != "vectors"}
-    vectors = {k: np.ascontiguousarray(v) for k, v in getattr(message, "vectors", {}).items()}
-    header = {"type": type(message).__name__} | {k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()}
+    header = {"type": kind} | {k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()}
     try:
-        head = json.dumps(header, separators=(",", ":"), default=_plain).encode()
-    except (TypeError, ValueError) as error:
-        raise MessageError(f"cannot be written as JSON ({error})", where=type(message).__name__) from None
-    return _PREFIX.pack(_MAGIC, len(head)) + head + safetensors.numpy.save(vectors)
+        head = json.dumps(header, separators=(",", ":"), default=_plain, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MessageError(f"cannot be written as JSON ({error})", where=kind) from None
+    if len(head) > HEADER_LIMIT:
+        raise MessageError(f"has a header of {len(head)} bytes, more than {HEADER_LIMIT}", where=kind)
+    body = _body(message.vectors) if isinstance(message, Task | Update) else b""
+    return b"".join([_PREFIX.pack(_MAGIC, len(head)), head, body])
+
+
+def _body(vectors: Mapping[str, Vector]) -> bytes:
+    try:
+        return safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in vectors.items()})
+    except (TypeError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise MessageError(f"a vector is no array of numbers ({error})", where="vectors") from None
 
 
 def decode(data: bytes | memoryview, *, limit: int | None = None) -> Message:
-    """The message in `data`; its vectors are read-only views into `data` where alignment allows.
+    """The message in `data`; its vectors own their memory.
 
     Args:
         limit: refuse more bytes than this before anything is parsed.
@@ -134,13 +155,15 @@ def decode(data: bytes | memoryview, *, limit: int | None = None) -> Message:
     kind = _KINDS.get(str(header.pop("type", "")))
     if kind is None:
         raise MessageError("unknown type of message")
-    if kind in (Task, Update):
-        header["vectors"] = _tensors(bytes(body))
     names = set(kind.__dataclass_fields__)
-    if set(header) != names:
-        raise MessageError(f"fields {sorted(set(header) ^ names)} are missing or unknown", where=kind.__name__)
+    if wrong := set(header) ^ (names - {"vectors"}):
+        raise MessageError(f"fields {sorted(wrong)} are missing or unknown", where=kind.__name__)
     for name, value in header.items():
         _check(name, value)
+    if "vectors" in names:
+        header["vectors"] = _tensors(bytes(body))
+    elif body:
+        raise MessageError(f"{len(body)} bytes follow the header", where=kind.__name__)
     return kind(**header)
 
 
@@ -150,13 +173,13 @@ def _split(data: memoryview) -> tuple[dict[str, Any], memoryview]:
     magic, length = _PREFIX.unpack_from(data)
     if magic != _MAGIC:
         raise MessageError("does not begin like a polypfed message")
-    if length > _HEADER_LIMIT or _PREFIX.size + length > len(data):
+    if length > HEADER_LIMIT or _PREFIX.size + length > len(data):
         raise MessageError("the header is longer than the message or than 1 MiB")
     start = _PREFIX.size + length
     return strict_json(bytes(data[_PREFIX.size : start])), data[start:]
 
 
-def strict_json(text: bytes) -> dict[str, Any]:
+def strict_json(data: bytes) -> dict[str, Any]:
     """A JSON object without duplicate keys, NaN or Infinity.
 
     Raises:
@@ -168,11 +191,15 @@ def strict_json(text: bytes) -> dict[str, Any]:
             raise ValueError("a key occurs twice")
         return dict(pairs)
 
-    def never(word: str) -> None:
-        raise ValueError(f"{word} is not a number")
+    def number(word: str) -> float:
+        value = float(word)
+        if not math.isfinite(value):  # NaN, Infinity and 1e999
+            raise ValueError(f"{word} is not a finite number")
+        return value
 
     try:
-        value = json.loads(text, object_pairs_hook=once, parse_constant=never)
+        text = str(data, "utf-8")  # json.loads itself would guess UTF-16 and UTF-32 too
+        value = json.loads(text, object_pairs_hook=once, parse_float=number, parse_constant=number)
     except (ValueError, RecursionError) as error:
         raise MessageError(f"the header is not JSON ({error})") from None
     if not isinstance(value, dict):
@@ -182,7 +209,7 @@ def strict_json(text: bytes) -> dict[str, Any]:
 
 def _tensors(body: bytes) -> dict[str, Vector]:
     try:
-        found = safetensors.deserialize(body)
+        found = safetensors.deserialize(body)  # type: ignore[no-untyped-call]  # it has no types
     except safetensors.SafetensorError as error:
         raise MessageError(f"the vectors cannot be read ({error})") from None
     out: dict[str, Vector] = {}
@@ -190,7 +217,10 @@ def _tensors(body: bytes) -> dict[str, Vector]:
         dtype = _DTYPES.get(tensor["dtype"])
         if dtype is None:
             raise MessageError(f"dtype {tensor['dtype']} is not known", where=name)
-        out[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+        try:
+            out[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+        except (ValueError, OverflowError) as error:
+            raise MessageError(f"the shape cannot be had ({error})", where=name) from None
     return out
 
 
@@ -202,6 +232,8 @@ def _check(name: str, value: Any) -> None:
         raise MessageError(f"{value!r} is not an integer", where=name)
     if name in _STRINGS and not isinstance(value, str):
         raise MessageError(f"{value!r} is not a string", where=name)
+    if name == "kind" and value not in get_args(Kind):
+        raise MessageError(f"{value!r} is not one of {get_args(Kind)}", where=name)
     if name in ("metrics", "config") and not isinstance(value, dict):
         raise MessageError(f"{value!r} is not an object", where=name)
 
@@ -214,6 +246,10 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
-def finite(metrics: Mapping[str, Any]) -> bool:
-    """True if every metric is a finite int or float (not a bool)."""
-    return all(type(v) in (int, float) and math.isfinite(v) for v in metrics.values())
+def sound(metrics: Any) -> bool:
+    """True if `metrics` maps plain names to ints or floats (not bools) of at most 1e100, and is of sensible size."""
+    if not isinstance(metrics, Mapping) or len(metrics) > 10_000:
+        return False
+    return all(isinstance(k, str) and _METRIC.fullmatch(k) for k in metrics) and all(
+        type(v) in (int, float) and -_LARGEST <= v <= _LARGEST for v in metrics.values()
+    )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,10 @@ class ModelSpec:
 
     @classmethod
     def of(cls, arrays: Arrays, buffers: Iterable[str] = ()) -> "ModelSpec":
-        """Read the layout off `arrays`; `buffers` names the float arrays that no optimiser moves (BatchNorm statistics).
+        """Read the layout off `arrays`.
+
+        Args:
+            buffers: the names of the float arrays that no optimiser moves (BatchNorm statistics).
 
         Raises:
             LayoutError: a buffer's name is unknown, an array is complex, or nothing is left to federate.
@@ -111,10 +115,11 @@ class ModelSpec:
         if wrong := known.symmetric_difference(arrays):
             name = sorted(wrong)[0]
             raise LayoutError("is missing" if name in known else "is not part of the model", where=name)
-        out = np.empty(self.size, np.float32)
         for part in self.parts:
             if tuple(arrays[part.name].shape) != part.shape:
                 raise LayoutError(f"has shape {arrays[part.name].shape}, not {part.shape}", where=part.name)
+        out = np.empty(self.size, np.float32)
+        for part in self.parts:
             out[part.start : part.stop] = np.asarray(arrays[part.name]).reshape(-1)
         return out
 
@@ -148,9 +153,22 @@ class ModelSpec:
             for name, shape in value["parts"]:
                 parts.append(Part(str(name), tuple(map(int, shape)), parts[-1].stop if parts else 0))
             local = tuple((str(n), str(d), tuple(map(int, s))) for n, d, s in value["local"])
-            return cls(tuple(parts), int(value["boundary"]), local)
+            spec = cls(tuple(parts), int(value["boundary"]), local)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise LayoutError(f"not a model layout ({error})") from None
+            raise LayoutError(f"not a model layout ({error!r})") from None
+        if not _possible(spec):
+            raise LayoutError("not a model layout (a name occurs twice, a shape or the boundary is impossible)")
+        return spec
+
+
+def _possible(spec: ModelSpec) -> bool:
+    names = [p.name for p in spec.parts] + [name for name, _, _ in spec.local]
+    stops = {p.stop for p in spec.parts if p.stop > 0}
+    return (
+        len(set(names)) == len(names)
+        and spec.boundary in stops
+        and all(min(p.shape, default=0) >= 0 for p in spec.parts)
+    )
 
 
 def _is_float(name: str, array: NDArray[Any]) -> bool:
@@ -159,3 +177,19 @@ def _is_float(name: str, array: NDArray[Any]) -> bool:
     if np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_:
         return False
     raise LayoutError(f"dtype {array.dtype} cannot be federated", where=name, remedy="Use a float dtype")
+
+
+def fixed(vector: Vector) -> Vector:
+    """The same vector, no longer writable: what is handed to clients and strategies is not theirs to change."""
+    vector.setflags(write=False)
+    return vector
+
+
+def shared(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same values under names that cannot be changed; vectors as read-only views."""
+    return MappingProxyType({k: fixed(v.view()) if isinstance(v, np.ndarray) else v for k, v in values.items()})
+
+
+def nbytes(vectors: Mapping[str, Vector]) -> int:
+    """The size of all vectors together."""
+    return sum(v.nbytes for v in vectors.values())

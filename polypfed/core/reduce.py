@@ -7,9 +7,10 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
+from polypfed.core.errors import ConfigError
 from polypfed.core.files import write_atomic
 from polypfed.core.messages import Update, decode, encode
-from polypfed.core.model import Vector
+from polypfed.core.model import Vector, nbytes
 
 BLOCK = 1 << 17  # values that stay in the cache between a multiplication and its addition
 NAMES = 32  # names whose updates are summed before the sum joins the total
@@ -28,7 +29,7 @@ class Accumulator(Protocol):
 
 
 class Reducer(Protocol):
-    """A rule that turns many updates into one. `needs`: whether weighted sums suffice or single updates must be seen."""
+    """A rule that turns many updates into one. `needs`: do weighted sums suffice, or must it see single updates?"""
 
     needs: ClassVar[Needs]
 
@@ -46,11 +47,19 @@ class Mean:
 
     The bits do not depend on the order of arrival: updates are added in order of name, in blocks of 32 names whose
     sums are then added in order.
+
+    Raises:
+        ConfigError: weights or dtype is another word.
     """
 
     needs: ClassVar[Needs] = "sum"
     weights: Literal["examples", "uniform"] = "examples"
     dtype: Literal["float64", "float32"] = "float64"
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("weights", ("examples", "uniform")), ("dtype", ("float64", "float32"))):
+            if getattr(self, field) not in allowed:
+                raise ConfigError(f"{getattr(self, field)!r} is not one of {allowed}", where=field)
 
     def start(self, lengths: Mapping[str, int]) -> "_MeanSum":
         """A sum of zero updates."""
@@ -107,38 +116,43 @@ class InOrder:
     """Feeds an accumulator in order of client name, whatever the order of arrival.
 
     An update that comes early waits: in memory up to `limit` bytes, beyond that in a file under `spool`.
+    Each client is added or skipped once.
     """
 
     def __init__(
         self, accumulator: Accumulator, names: Sequence[str], spool: Path | None = None, limit: int = 1 << 28
     ) -> None:
-        self._accumulator, self._names = accumulator, sorted(names)
-        self._spool, self._limit, self._held = spool, limit, 0
-        self._waiting: dict[str, Update | Path | None] = {}
-        self._next = 0
+        self._accumulator, self._spool, self._limit = accumulator, spool, limit
+        self._turns = {name: turn for turn, name in enumerate(sorted(names))}
+        self._waiting: dict[int, Update | Path | None] = {}
+        self._next = self._held = 0
 
     def add(self, update: Update) -> None:
         """Count this update when its turn comes."""
-        if update.client == self._names[self._next]:
-            self._waiting[update.client] = update
+        turn = self._turns[update.client]
+        if turn < self._next or turn in self._waiting:
+            raise ValueError(f"{update.client} has had its turn")
+        if turn == self._next:
+            self._count(turn, update)
         else:
-            self._waiting[update.client] = self._keep(update)
+            self._waiting[turn] = self._keep(update)
         self._drain()
 
     def skip(self, name: str) -> None:
-        """This client contributes nothing in this round."""
-        if name in self._names[self._next :] and name not in self._waiting:
-            self._waiting[name] = None
+        """This client contributes nothing in this round, unless it was added already."""
+        turn = self._turns.get(name, -1)
+        if turn >= self._next and turn not in self._waiting:
+            self._waiting[turn] = None
             self._drain()
 
     def result(self) -> dict[str, Vector]:
         """The reduction of all that came; clients not heard of contribute nothing."""
-        for name in self._names[self._next :]:
+        for name in list(self._turns)[self._next :]:
             self.skip(name)
         return self._accumulator.result()
 
     def _keep(self, update: Update) -> Update | Path:
-        size = sum(v.nbytes for v in update.vectors.values())
+        size = nbytes(update.vectors)
         if self._spool is not None and self._held + size > self._limit:
             path = self._spool / f"{update.client}.update"
             write_atomic(path, encode(update))
@@ -147,14 +161,18 @@ class InOrder:
         return replace(update, vectors={k: v.copy() for k, v in update.vectors.items()})
 
     def _drain(self) -> None:
-        while self._next < len(self._names) and self._names[self._next] in self._waiting:
-            item = self._waiting.pop(self._names[self._next])
+        while self._next in self._waiting:
+            item = self._waiting.pop(self._next)
             if isinstance(item, Path):
                 message = decode(item.read_bytes())
+                assert isinstance(message, Update)
                 item.unlink()
-                item = message if isinstance(message, Update) else None
+                item = message
             elif item is not None:
-                self._held = max(0, self._held - sum(v.nbytes for v in item.vectors.values()))
-            if item is not None:
-                self._accumulator.add(self._next, item.vectors, item.weight)
-            self._next += 1
+                self._held -= nbytes(item.vectors)
+            self._count(self._next, item)
+
+    def _count(self, turn: int, update: Update | None) -> None:
+        if update is not None:
+            self._accumulator.add(turn, update.vectors, update.weight)
+        self._next = turn + 1

@@ -3,17 +3,22 @@
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import safetensors.numpy
 
 from polypfed.core import checkpoint as checkpoints
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import CheckpointError, ConfigError
-from polypfed.core.files import write_atomic
+from polypfed.core.files import sweep, write_atomic
 from polypfed.core.history import History
 from polypfed.core.messages import Failure
 from polypfed.core.model import ModelSpec, Vector
@@ -23,10 +28,12 @@ class RunDirectory:
     """The folder of one run.
 
     Holds `run.json`, `history.jsonl`, `failures.jsonl`, `checkpoint/`, `model.safetensors`, `best.safetensors`, and
-    below `sites/` what each hosted client keeps. Use it as a context manager: it is locked while open.
+    below `sites/` what each hosted client keeps. Use it as a context manager: it is locked while open, and what a
+    killed process left half-written is removed.
 
     Raises:
-        ConfigError: another process has the folder open.
+        ConfigError: the path cannot be a folder, or another process has it open.
+        CheckpointError: the disk refuses to take what must be kept.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,8 +41,11 @@ class RunDirectory:
         self._lock: IO[bytes] | None = None
 
     def __enter__(self) -> "RunDirectory":
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "ab")  # noqa: SIM115 - held until __exit__
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "ab")
+        except OSError as error:
+            raise ConfigError(f"cannot hold a run ({error.strerror})", where=self.path) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -43,9 +53,12 @@ class RunDirectory:
             raise ConfigError(
                 "another process is working in this folder", where=self.path, remedy="Wait for it, or choose another"
             ) from None
+        sweep(self.path)
+        shutil.rmtree(self.spool, ignore_errors=True)
         return self
 
     def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.spool, ignore_errors=True)
         if self._lock is not None:
             self._lock.close()
 
@@ -62,21 +75,35 @@ class RunDirectory:
         """
         if checkpoints.exists(self.path / "checkpoint"):
             raise ConfigError("holds a run already", where=self.path, remedy="Resume it, or choose another folder")
-        for name in ("history.jsonl", "failures.jsonl"):
-            write_atomic(self.path / name, b"")
-        write_atomic(self.path / "run.json", json.dumps(about, indent=1).encode() + b"\n")
+        about = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **about}
+        with self._writing():
+            for name in ("history.jsonl", "failures.jsonl"):
+                write_atomic(self.path / name, b"")
+            write_atomic(self.path / "run.json", json.dumps(about, indent=1).encode() + b"\n")
 
     def commit(self, checkpoint: Checkpoint, history: History) -> None:
         """Append what is new in `history`, write the model, then the checkpoint that makes both count."""
         rows = [json.dumps(r) for r in history.rows[checkpoint.rows :]]
         failures = [json.dumps(asdict(f)) for f in history.failures[checkpoint.failures :]]
-        _append(self.path / "history.jsonl", rows)
-        _append(self.path / "failures.jsonl", failures)
-        checkpoint.rows, checkpoint.failures = len(history.rows), len(history.failures)
-        save_model(self.path / "model.safetensors", checkpoint.spec, checkpoint.x)
-        if checkpoint.best is not None:
-            save_model(self.path / "best.safetensors", checkpoint.spec, checkpoint.best)
-        checkpoints.save(self.path / "checkpoint", checkpoint)
+        with self._writing():
+            _append(self.path / "history.jsonl", rows)
+            _append(self.path / "failures.jsonl", failures)
+            save_model(self.path / "model.safetensors", checkpoint.spec, checkpoint.x)
+            if checkpoint.best is not None and checkpoint.best_round == checkpoint.round:
+                save_model(self.path / "best.safetensors", checkpoint.spec, checkpoint.best)
+            checkpoint.rows, checkpoint.failures = len(history.rows), len(history.failures)
+            checkpoints.save(self.path / "checkpoint", checkpoint)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot be written ({error.strerror})",
+                where=error.filename or self.path,
+                remedy="Free some space and resume",
+            ) from None
 
     def restore(self) -> tuple[Checkpoint, History]:
         """The last good checkpoint and the history up to it; lines written after it are cut off.
@@ -112,9 +139,9 @@ def load_model(path: Path) -> tuple[ModelSpec, Vector]:
             metadata = file.metadata() or {}
             spec = ModelSpec.from_json(json.loads(metadata["spec"]))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return spec, ModelSpec(spec.parts, spec.boundary).pack(arrays)
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"is not a polypfed model ({error})", where=path) from None
-    return spec, ModelSpec(spec.parts, spec.boundary).pack(arrays)
 
 
 def _append(path: Path, lines: list[str]) -> None:
@@ -136,3 +163,8 @@ def _first(path: Path, count: int) -> list[dict[str, Any]]:
     if len(lines) > count:
         write_atomic(path, b"".join(lines[:count]))
     return values
+
+
+def machine() -> dict[str, str]:
+    """What a run runs on."""
+    return {"system": platform.platform(), "python": platform.python_version(), "numpy": np.__version__}

@@ -1,5 +1,6 @@
 """The contract between the round engine and a federated algorithm: a server half and a client half, both pure."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -121,6 +122,20 @@ class Registry:
         return {"name": type(strategy).__name__.lower()} | asdict(cast(Any, strategy))
 
     @classmethod
+    def check(cls, strategy: Strategy) -> None:
+        """See that clients can rebuild the strategy from what they are told of it.
+
+        Raises:
+            ConfigError: it is not registered, or its settings do not survive JSON.
+        """
+        try:
+            again = cls.build(json.loads(json.dumps(cls.describe(strategy))))
+        except TypeError as error:
+            raise ConfigError(f"is not a dataclass of plain settings ({error})", where="strategy") from None
+        if again != strategy:
+            raise ConfigError("cannot be rebuilt from its own description", where="strategy")
+
+    @classmethod
     def build(cls, description: Mapping[str, Any]) -> Strategy:
         """The strategy that `description` names.
 
@@ -130,7 +145,9 @@ class Registry:
         settings = dict(description)
         name = str(settings.pop("name", "")).lower()
         if name not in cls._known:
-            raise ConfigError(f"no strategy is called {name!r}", where="strategy", remedy=f"Known: {sorted(cls._known)}")
+            raise ConfigError(
+                f"no strategy is called {name!r}", where="strategy", remedy=f"Known: {sorted(cls._known)}"
+            )
         kind = cls._known[name]
         allowed = {f.name for f in fields(kind)}
         if unknown := set(settings) - allowed:
@@ -138,10 +155,3 @@ class Registry:
                 f"{name} has no setting {sorted(unknown)[0]!r}", where="strategy", remedy=f"It has: {sorted(allowed)}"
             )
         return cast(Strategy, kind(**settings))
-
-
-def positive(**values: float) -> None:
-    """Raise a ConfigError for the first of `values` that is not a finite number above zero."""
-    for name, value in values.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ConfigError(f"{value} is not a number above 0", where=name)

@@ -1,0 +1,63 @@
+# Needs make and Python 3.11. `make demo` goes from a fresh clone to a report; a second call reuses what is there.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+EXTRAS ?= yolo,report,dev
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+STRICT := polypfed/core/*,polypfed/federation*,polypfed/strategies/*
+
+# ultralytics neither asks the network for updates nor installs packages behind our back.
+export YOLO_OFFLINE := true
+export YOLO_AUTOINSTALL := false
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo test check format bench clean
+
+help:
+	@echo "make demo    install into $(VENV) and run the demonstration: data, training at several sites, report"
+	@echo "make test    all tests, with coverage (core, federation and strategies: at least 95 % of lines)"
+	@echo "make check   lint, format, types, import layers"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make bench   the measurements behind the figures of the README"
+	@echo "make clean   remove the environment and all caches"
+
+install: $(STAMP)
+
+# The stamp is written last, so an interrupted installation is taken up again. opencv-python, which ultralytics
+# brings, needs libGL and glib of the system; where they are missing, its headless twin takes its place.
+$(STAMP): pyproject.toml constraints.txt
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@! $(BIN)/python -m pip show --quiet opencv-python 2>/dev/null || $(BIN)/python -c 'import cv2' 2>/dev/null || { \
+	    echo "opencv-python does not load (no libGL or glib on this machine): installing opencv-python-headless over it"; \
+	    $(BIN)/python -m pip install --quiet --force-reinstall --no-deps -c constraints.txt opencv-python-headless; }
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/polypfed demo
+
+test: $(STAMP)
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m pytest --cov --cov-report=
+	@echo "All of polypfed:"
+	@$(BIN)/python -m coverage report --skip-covered
+	@echo "core, federation, strategies (at least 95 %):"
+	@$(BIN)/python -m coverage report --include='$(STRICT)' --fail-under=95
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .import_linter_cache
+	find polypfed tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

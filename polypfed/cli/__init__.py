@@ -1,0 +1,51 @@
+"""The command line: parses, calls, prints. A user's mistake is one line, never a traceback."""
+
+import logging
+import sys
+
+import typer
+
+from polypfed.cli import data, doctor, runs
+from polypfed.cli.show import console
+from polypfed.core.errors import PolypfedError, QuorumError
+
+app = typer.Typer(
+    name="polypfed",
+    help="Federated learning for colon-polyp detectors. Images never leave a site.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(runs.demo)
+app.command("run")(runs.run)
+app.command("report")(runs.report)
+app.command("doctor")(doctor.doctor)
+app.add_typer(data.app, name="data")
+
+
+@app.callback()
+def _options(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does."),
+    version: bool = typer.Option(False, "--version", help="Show the version and end."),
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    if version:
+        from polypfed import __version__
+
+        console.print(f"polypfed {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `polypfed` command. Exit codes: 0 done, 1 error, 2 wrong usage, 3 quorum missed, 130 stopped."""
+    try:
+        app()
+    except PolypfedError as error:
+        print(f"polypfed: {error}", file=sys.stderr)
+        sys.exit(3 if isinstance(error, QuorumError) else 1)
+    except KeyboardInterrupt:
+        print("polypfed: stopped; a run goes on with --resume", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,91 @@
+"""`polypfed demo`, `run` and `report`."""
+
+import shutil
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polypfed import config as configs
+from polypfed.cli import show
+from polypfed.config import Config
+from polypfed.core.errors import ConfigError
+from polypfed.core.extras import require
+from polypfed.core.files import write_atomic
+from polypfed.core.history import History
+
+Folder = Annotated[Path | None, typer.Option("--directory", "-d", help="Where the run is kept.")]
+
+
+def demo(
+    directory: Annotated[Path, typer.Option("--directory", "-d", help="Where the run is kept.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of the frames, the initial model and the training.")] = 0,
+    again: Annotated[bool, typer.Option("--again", help="Delete an earlier demo in the folder first.")] = False,
+) -> None:
+    """Train one detector at four synthetic hospitals, compare it with each hospital alone, and write the report."""
+    text = files("polypfed").joinpath("demo.toml").read_text(encoding="utf-8").replace("seed = 0", f"seed = {seed}")
+    if again and (directory / "run.json").exists():
+        shutil.rmtree(directory)
+    config = configs.parse(text, Path("demo.toml"))
+    _execute(config, text, directory, resume=True)
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="A TOML file, such as those in examples/.")],
+    directory: Folder = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Server rounds, instead of the file's.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Backend, instead of the file's: local.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the images, instead of data.root.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the federation, instead of the file's.")] = None,
+) -> None:
+    """Run the federation that CONFIG describes and write RUN/report.html."""
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    override = {"data.root": data, "federation.rounds": rounds, "backend.name": backend, "federation.seed": seed}
+    settings = configs.load(config, {k: v for k, v in override.items() if v is not None})
+    _execute(settings, text, directory or Path("runs") / config.stem, resume)
+
+
+def report(directory: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Write RUN/report.html anew from what the run has recorded so far."""
+    show.console.print(f"Report: {_report(directory)}", markup=False)
+
+
+def _execute(config: Config, text: str, folder: Path, resume: bool) -> None:
+    from polypfed import run as runs
+
+    if not resume and (folder / "run.json").exists():
+        raise ConfigError("holds a run already", where=folder, remedy="Continue it with --resume, or give --directory")
+    with show.progress("making the sites' data") as tick:
+        sites = runs.sites_of(config, folder, tick)
+    write_atomic(folder / "config.toml", text.encode())
+    asked = config.federation.per_round or len(sites)
+    show.console.print(f"{len(sites)} sites: {', '.join(sites)}; {config.federation.rounds} rounds", markup=False)
+    with show.rounds(len(sites), asked, config.federation.rounds) as listen:
+        history, clients = runs.federate(config, sites, folder, resume=resume, listen=listen)
+    learners = runs.learners(config, sites)
+    with show.counted("training the baselines", len(learners) * config.federation.rounds) as listen:
+        runs.compare(config, sites, history, folder, listen)
+    with show.console.status("drawing samples"):
+        runs.draw_samples(clients, history, folder)
+    _summary(history, folder, config)
+
+
+def _summary(history: History, folder: Path, config: Config) -> None:
+    from polypfed.run import read_rows
+
+    show.table(history.table("map50"), "mAP50 of the global model on each site's validation images")
+    if config.federation.evaluate != "off" and (rows := read_rows(folder / "baselines.jsonl")):
+        means = {r["metric"].split("/")[1]: r["value"] for r in rows if not r["site"] and r["metric"].endswith("/map50")}
+        for name, value in sorted(means.items(), key=lambda item: -item[1]):
+            show.console.print(f"  {value:.3f}  {name}", markup=False)
+    show.console.print(f"Report: {_report(folder)}", markup=False)
+
+
+def _report(folder: Path) -> Path:
+    require("matplotlib", extra="report")
+    from polypfed.report import write_report
+
+    return write_report(folder).resolve()

@@ -1,0 +1,110 @@
+"""One fit of a torch model: from the received vector to the delta; the strategy's client half bends every gradient."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.optim import Optimizer
+
+from polypfed.clients.flat import FlatModel
+from polypfed.core.errors import PolypfedError
+from polypfed.core.messages import Task
+from polypfed.core.model import Vector
+from polypfed.strategies.base import LocalRule, PlainRule, Registry
+
+_FLAT_BELOW = 1_000_000
+
+
+class TrainingError(PolypfedError):
+    """Local training cannot go on: its loss is no longer finite."""
+
+
+class LocalTraining:
+    """Local work of one round.
+
+    Args:
+        flat: the resident model.
+        task: brings "model" (P,), what the strategy broadcasts, and the strategy's name.
+        kept: what this client's half of the strategy kept.
+        clip: largest norm of a step's gradient, after it was bent; 0 for none.
+    """
+
+    def __init__(self, flat: FlatModel, task: Task, kept: Mapping[str, Vector], clip: float = 0.0) -> None:
+        self.flat, self.clip, self.kept = flat, clip, kept
+        self.x: Vector = task.vectors["model"]
+        self.steps, self._losses = 0, 0.0
+        self.rule: LocalRule = Registry.build(task.config.get("strategy", {"name": "fedavg"})).local_rule()
+        self.plain = type(self.rule) is PlainRule
+        flat.load(self.x)
+        # Small models are quicker with one flat gradient too; large ones lose by the extra pass over memory.
+        flat.collect_gradients(flat=not self.plain or flat.spec.boundary < _FLAT_BELOW)
+        shared = {name: vector for name, vector in task.vectors.items() if name != "model"}
+        self.rule.begin(self.x[flat.spec.trainable], shared, kept)
+        self._optimizer: Optimizer | None = None
+        self._pace = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def use(self, optimizer: Optimizer) -> None:
+        """Step with this optimiser; it was made for `flat.learning()`."""
+        self._optimizer = optimizer
+        if not self.plain:
+            # A scalar under the constant gradient 1: how far it moves is the sum of the step sizes, momentum included.
+            optimizer.add_param_group({"params": [self._pace], "weight_decay": 0.0})
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One optimiser step down `loss`.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        assert self._optimizer is not None
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} in step {self.steps + 1}", remedy="Lower the learning rate or clip"
+            )
+        self.flat.clear_gradients()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._bend()
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.flat.learning(), self.clip)
+        self._optimizer.step()
+        self.steps += 1
+        self._losses += value
+
+    def _bend(self) -> None:
+        if self.plain:
+            return
+        gradient = self.flat.gradient
+        bent = self.rule.direction(gradient, self.flat.trainable)
+        if bent is not gradient:
+            np.copyto(gradient, bent)
+        self._pace.grad = torch.ones((), dtype=torch.float64)
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the steps done."""
+        return self._losses / max(self.steps, 1)
+
+    def finish(self) -> tuple[dict[str, Vector], dict[str, Vector]]:
+        """(vectors of the Update, what to keep). Without a step the delta and every extra vector are zero."""
+        section = self.flat.spec.trainable
+        start, end = self.x[section], self.flat.trainable
+        if not self.steps:
+            extra, _ = self.rule.finish(start, start, 1, 1.0)
+            return {n: np.zeros_like(v) for n, v in {"delta": self.x, **extra}.items()}, dict(self.kept)
+        lr = 0.0 if self.plain else -float(self._pace.detach()) / self.steps
+        extra, kept = self.rule.finish(start, end, self.steps, lr)
+        delta = self.flat.values - self.x
+        return {"delta": delta, **{n: np.array(v, np.float32) for n, v in extra.items()}}, kept
+
+
+def split(order: NDArray[np.intp], batch: int) -> Iterator[NDArray[np.intp]]:
+    """Batches of at most `batch`, of nearly equal size: a last batch of one example would spoil BatchNorm.
+
+    >>> [len(part) for part in split(np.arange(17), 8)]
+    [6, 6, 5]
+    """
+    if len(order):
+        yield from np.array_split(order, -(-len(order) // batch))

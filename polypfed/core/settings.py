@@ -1,0 +1,36 @@
+"""Checks of single settings, each ending in a ConfigError that names the field."""
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from polypfed.core.errors import ConfigError
+
+_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+def whole(field: str, value: object, low: int | None = None, high: int | None = None) -> None:
+    """Raise a ConfigError unless `value` is an int (not a bool) from `low` to `high`, both included."""
+    if type(value) is int and (low is None or value >= low) and (high is None or value <= high):
+        return
+    limits = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+    raise ConfigError(f"{value!r} is not a whole number{limits}", where=field)
+
+
+def positive(**values: object) -> None:
+    """Raise a ConfigError for the first of `values` that is not a finite number above zero."""
+    for field, value in values.items():
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not (number and 0 < value < math.inf):  # type: ignore[operator]  # a number, as the line above says
+            raise ConfigError(f"{value!r} is not a number above 0", where=field)
+
+
+def site_names(names: Sequence[object]) -> None:
+    """Raise a ConfigError unless every name can name a site, its folder and its files, and none occurs twice."""
+    for name in names:
+        if not isinstance(name, str) or not _SITE.fullmatch(name):
+            raise ConfigError(f"{name!r} cannot name a site", where="clients", remedy=f"Use {_SITE.pattern}")
+    if len(set(names)) < len(names):
+        raise ConfigError("two sites share a name", where="clients", remedy="Rename one")

@@ -1,0 +1,153 @@
+"""A run from its config: data, sites, federation, what it is compared with, and the samples for the report."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from polypfed import baselines
+from polypfed.clients import DetectorClient
+from polypfed.clients.examples import write_samples
+from polypfed.clients.frames import Augment
+from polypfed.config import Config, backend, describe, federation
+from polypfed.core.errors import ConfigError
+from polypfed.core.files import write_atomic
+from polypfed.core.history import History
+from polypfed.data import Site, open_partition, partition, read_yolo
+from polypfed.data.synth import synth
+from polypfed.federation import Listener
+from polypfed.select import All
+from polypfed.select.config import from_config
+
+Progress = Callable[[int, int], None]
+
+
+def sites_of(config: Config, folder: Path, progress: Progress | None = None) -> dict[str, Site]:
+    """The sites' data: opened where it lies, or made once below `folder`/data.
+
+    Raises:
+        DataError, ConfigError: the data cannot be used.
+    """
+    data, made = config.data, folder / "data"
+    if data.partition is not None:
+        return open_partition(Path(data.partition))
+    if not made.exists() and data.synth is not None:
+        synth(made, **asdict(data.synth), progress=progress)
+    elif not made.exists() and data.root is not None:
+        samples = [
+            sample
+            for source in data.sources or _folders(Path(data.root))
+            for sample in read_yolo(Path(data.root) / source, centre=source, source=source)
+        ]
+        partition(
+            samples,
+            made,
+            data.mode,
+            data.sites,
+            data.val,
+            data.seed,
+            alpha=data.alpha,
+            shares=data.shares,
+            held_out=data.held_out,
+            min_images=data.min_images,
+            progress=progress,
+        )
+    return open_partition(made)
+
+
+def _folders(root: Path) -> list[str]:
+    found = sorted(p.name for p in root.iterdir() if (p / "images").is_dir())
+    if not found:
+        raise ConfigError("no folder in it holds images/", where=root, remedy="Name the folders in data.sources")
+    return found
+
+
+def clients_of(config: Config, sites: dict[str, Site], folder: Path | None) -> list[DetectorClient]:
+    """One detector client per site; without a folder it trains on all images and records no decisions."""
+    build = _builder(config)
+    return [
+        build(
+            name=site.name,
+            train=site.train,
+            val=site.val,
+            selector=from_config(config.select) if folder else All(),
+            directory=folder / "sites" / site.name if folder else None,
+        )
+        for site in sites.values()
+    ]
+
+
+def _builder(config: Config) -> Callable[..., DetectorClient]:
+    model = asdict(config.model)
+    model["imgsz"] = model.pop("image_size")
+    return partial(DetectorClient, **model, **asdict(config.train), augment=Augment(**asdict(config.augment)))
+
+
+def federate(
+    config: Config, sites: dict[str, Site], folder: Path, *, resume: bool = False, listen: Listener | None = None
+) -> tuple[History, list[DetectorClient]]:
+    """The federated rounds of `config`, kept in `folder`.
+
+    Args:
+        resume: continue what `folder` holds; start if it holds nothing yet.
+
+    Raises:
+        PolypfedError: see `Federation.run`.
+    """
+    clients = clients_of(config, sites, folder)
+    fed, carrier, rounds = federation(config, clients), backend(config), config.federation.rounds
+    if resume and (folder / "run.json").exists():
+        history = fed.resume(folder, rounds, carrier, listen)
+    else:
+        history = fed.run(rounds, carrier, folder, listen)
+    about = json.loads((folder / "run.json").read_text()) | {"versions": versions(), "config": describe(config)}
+    write_atomic(folder / "run.json", json.dumps(about, indent=1).encode() + b"\n")
+    return history, clients
+
+
+def learners(config: Config, sites: dict[str, Site]) -> list[DetectorClient]:
+    """What is trained for comparison: all images in one place, and each site alone; always on all images."""
+    pooled = _builder(config)(name="central", train=[s.train for s in sites.values()], selector=All())
+    alone = clients_of(config, sites, None)
+    return ([pooled] if config.baselines.central else []) + (alone if config.baselines.local else [])
+
+
+def compare(
+    config: Config, sites: dict[str, Site], history: History, folder: Path, listen: Listener | None = None
+) -> list[dict[str, Any]]:
+    """Train the baselines for as many epochs and write RUN/baselines.jsonl; returns its rows."""
+    path, chosen = folder / "baselines.jsonl", learners(config, sites)
+    if not chosen or history.model is None:
+        return []
+    done = read_rows(path)
+    if done and done[-1]["round"] == config.federation.rounds:
+        return done
+    rounds, seed = config.federation.rounds, config.federation.seed
+    rows = baselines.rows(chosen, clients_of(config, sites, None), history.model, rounds, seed, backend(config), listen)
+    write_atomic(path, "".join(json.dumps(r) + "\n" for r in rows).encode())
+    return rows
+
+
+def draw_samples(clients: list[DetectorClient], history: History, folder: Path) -> None:
+    """Write RUN/samples: validation images of each site with their true boxes and what the last model finds."""
+    if history.model is not None:
+        write_samples(clients, history.model, folder)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; none if it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def versions() -> dict[str, str]:
+    """Versions of polypfed and of what decides its results, where installed."""
+    found = {}
+    for name in ("polypfed", "numpy", "torch", "torchvision", "ultralytics", "opencv-python", "safetensors"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
