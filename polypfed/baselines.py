@@ -10,7 +10,6 @@ from polypfed.core.model import Vector
 from polypfed.core.seeds import derive
 from polypfed.federation import Backend, Event, Host, Listener
 
-
 _LONG = 1e6  # seconds: a baseline is not given up
 
 

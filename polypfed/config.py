@@ -186,8 +186,11 @@ def parse(text: str, where: Path, override: Mapping[str, Any] | None = None) -> 
 
 def _overridden(tables: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in override.items():
-        table, _, key = name.partition(".")
-        tables.setdefault(table, {})[key] = str(value.absolute()) if isinstance(value, Path) else value
+        *path, key = name.split(".")
+        table = tables
+        for step in path:
+            table = table.setdefault(step, {})
+        table[key] = str(value.absolute()) if isinstance(value, Path) else value
     return tables
 
 
@@ -201,12 +204,11 @@ def _line(path: Path, error: Any) -> str:
 def _resolved(config: Config, base: Path) -> Config:
     data = config.data
     if sum(x is not None for x in (data.partition, data.root, data.synth)) != 1:
-        raise ConfigError(
-            "give exactly one of partition, root and synth", where="data", remedy="Remove the others"
-        )
-    places = {k: _place(getattr(data, k), base, f"data.{k}") for k in ("partition", "root")}
+        raise ConfigError("give exactly one of partition, root and synth", where="data", remedy="Remove the others")
+    partition, root = _place(data.partition, base, "data.partition"), _place(data.root, base, "data.root")
     warm = _place(config.model.warm_start, base, "model.warm_start")
-    return replace(config, data=replace(data, **places), model=replace(config.model, warm_start=warm))
+    found = replace(data, partition=partition, root=root)
+    return replace(config, data=found, model=replace(config.model, warm_start=warm))
 
 
 def _place(places: Places | None, base: Path, field_name: str) -> str | None:

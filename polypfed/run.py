@@ -12,7 +12,7 @@ from polypfed import baselines
 from polypfed.clients import DetectorClient
 from polypfed.clients.examples import write_samples
 from polypfed.clients.frames import Augment
-from polypfed.config import Config, backend, describe, federation
+from polypfed.config import Config, Data, backend, describe, federation
 from polypfed.core.errors import ConfigError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
@@ -33,29 +33,33 @@ def sites_of(config: Config, folder: Path, progress: Progress | None = None) -> 
     """
     data, made = config.data, folder / "data"
     if data.partition is not None:
-        return open_partition(Path(data.partition))
+        return open_partition(Path(str(data.partition)))
     if not made.exists() and data.synth is not None:
         synth(made, **asdict(data.synth), progress=progress)
-    elif not made.exists() and data.root is not None:
-        samples = [
-            sample
-            for source in data.sources or _folders(Path(data.root))
-            for sample in read_yolo(Path(data.root) / source, centre=source, source=source)
-        ]
-        partition(
-            samples,
-            made,
-            data.mode,
-            data.sites,
-            data.val,
-            data.seed,
-            alpha=data.alpha,
-            shares=data.shares,
-            held_out=data.held_out,
-            min_images=data.min_images,
-            progress=progress,
-        )
+    elif not made.exists():
+        _divide(data, Path(str(data.root)), made, progress)
     return open_partition(made)
+
+
+def _divide(data: Data, root: Path, target: Path, progress: Progress | None) -> None:
+    samples = [
+        sample
+        for source in data.sources or _folders(root)
+        for sample in read_yolo(root / source, centre=source, source=source)
+    ]
+    partition(
+        samples,
+        target,
+        data.mode,
+        data.sites,
+        data.val,
+        data.seed,
+        alpha=data.alpha,
+        shares=data.shares,
+        held_out=data.held_out,
+        min_images=data.min_images,
+        progress=progress,
+    )
 
 
 def _folders(root: Path) -> list[str]:

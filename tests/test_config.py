@@ -92,7 +92,9 @@ def test_overrides_replace_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_builds_what_it_says() -> None:
-    config = parse(SYNTH + "[strategy]\nname = 'FedAvg'\neta = 0.5\n[federation]\nquorum = 1\nseed = 4\n[backend]\nworkers = 3\n")
+    config = parse(
+        SYNTH + "[strategy]\nname = 'FedAvg'\neta = 0.5\n[federation]\nquorum = 1\nseed = 4\n[backend]\nworkers = 3\n"
+    )
     clients = [NumpyClient("a", lambda x: x, [1.0])]
     fed = configs.federation(config, clients)
     assert fed.strategy == FedAvg(eta=0.5)

@@ -7,7 +7,9 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,6 +19,7 @@ from polypfed.clients.base import Client
 from polypfed.clients.site import Site
 from polypfed.core.errors import ConfigError, MessageError
 from polypfed.core.messages import Failure, Reply, Task, decode, encode
+from polypfed.strategies.base import Registry
 
 _PATIENCE = 3600.0  # longest single wait, in seconds; the operating system knows no endless one
 
@@ -136,7 +139,9 @@ class _Worker:
     def start(cls, clients: Sequence[Client], directory: Path | None) -> "_Worker":
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(theirs, list(clients), directory), daemon=True)
+        process = context.Process(
+            target=_work, args=(theirs, list(clients), directory, Registry.modules()), daemon=True
+        )
         try:
             process.start()
         except Exception as error:
@@ -171,12 +176,15 @@ class _Worker:
         self.process.join()
 
 
-def _work(pipe: Connection, clients: list[Client], directory: Path | None) -> None:
+def _work(pipe: Connection, clients: list[Client], directory: Path | None, modules: list[str]) -> None:
     """A worker process: one task at a time until the pipe closes; it does not outlive its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    for module in modules:
+        with suppress(ImportError):  # if it is the one in use, building it will say so
+            import_module(module)
     by_name = {c.name: c for c in clients}
     while True:
         try:

@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints. A user's mistake is one line, never a traceback."""
 
+import importlib.metadata
 import logging
 import sys
 
@@ -24,21 +25,22 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 
 
-@app.callback()
-def _options(
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does."),
-    version: bool = typer.Option(False, "--version", help="Show the version and end."),
-) -> None:
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
-    if version:
-        from polypfed import __version__
-
-        console.print(f"polypfed {__version__}")
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"polypfed {importlib.metadata.version('polypfed')}")
         raise typer.Exit
 
 
+@app.callback()
+def _options(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what the library does."),
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+
+
 def main() -> None:
-    """Entry point of the `polypfed` command. Exit codes: 0 done, 1 error, 2 wrong usage, 3 quorum missed, 130 stopped."""
+    """The `polypfed` command. Exit codes: 0 done, 1 error, 2 wrong usage, 3 quorum missed, 130 stopped."""
     try:
         app()
     except PolypfedError as error:

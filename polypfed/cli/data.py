@@ -22,12 +22,17 @@ def import_(
     target: Target,
     dataset: Annotated[str, typer.Option(help="Its name; by default read off the folders.")] = "auto",
     lenient: Annotated[bool, typer.Option("--lenient", help="List and skip what cannot be used.")] = False,
+    skip_unannotated: Annotated[
+        bool, typer.Option("--skip-unannotated", help="Leave out images that the annotation file does not mention.")
+    ] = False,
 ) -> None:
     """Turn a public polyp set into a YOLO folder: boxes from masks, metadata stripped, groups kept."""
     from polypfed.data import import_dataset
 
     with progress("importing") as tick:
-        summary = import_dataset(dataset, source, target, strict=not lenient, progress=tick)
+        summary = import_dataset(
+            dataset, source, target, strict=not lenient, skip_unannotated=skip_unannotated, progress=tick
+        )
     console.print(str(summary), markup=False)
     for name, reason in summary.skipped:
         console.print(f"  skipped {name}: {reason}", markup=False)
@@ -68,9 +73,7 @@ def partition(
         raise ConfigError(f"{mode!r} is not a mode", where="--mode", remedy=f"Use one of {', '.join(get_args(Mode))}")
     samples = [s for f in folders for s in read_yolo(f, centre=f.name, source=f.name)]
     with progress("dividing") as tick:
-        manifest = divide(
-            samples, target, mode, sites, val, seed, alpha=alpha, held_out=held_out or (), progress=tick
-        )
+        manifest = divide(samples, target, mode, sites, val, seed, alpha=alpha, held_out=held_out or (), progress=tick)
     _show(manifest.skew, manifest.digest)
 
 

@@ -1,7 +1,7 @@
 """`polypfed demo`, `run` and `report`."""
 
 import shutil
-from dataclasses import replace
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,6 @@ from polypfed import config as configs
 from polypfed.cli import show
 from polypfed.config import Config
 from polypfed.core.errors import ConfigError
-from polypfed.core.extras import require
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
 
@@ -25,11 +24,11 @@ def demo(
     again: Annotated[bool, typer.Option("--again", help="Delete an earlier demo in the folder first.")] = False,
 ) -> None:
     """Train one detector at four synthetic hospitals, compare it with each hospital alone, and write the report."""
-    text = files("polypfed").joinpath("demo.toml").read_text(encoding="utf-8").replace("seed = 0", f"seed = {seed}")
+    text = files("polypfed").joinpath("demo.toml").read_text(encoding="utf-8")
     if again and (directory / "run.json").exists():
         shutil.rmtree(directory)
-    config = configs.parse(text, Path("demo.toml"))
-    _execute(config, text, directory, resume=True)
+    override = {"data.synth.seed": seed, "federation.seed": seed}
+    _execute(configs.parse(text, Path("demo.toml"), override), _noted(text, override), directory, resume=True)
 
 
 def run(
@@ -43,14 +42,20 @@ def run(
 ) -> None:
     """Run the federation that CONFIG describes and write RUN/report.html."""
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    override = {"data.root": data, "federation.rounds": rounds, "backend.name": backend, "federation.seed": seed}
-    settings = configs.load(config, {k: v for k, v in override.items() if v is not None})
-    _execute(settings, text, directory or Path("runs") / config.stem, resume)
+    given = {"data.root": data, "federation.rounds": rounds, "backend.name": backend, "federation.seed": seed}
+    override = {k: v for k, v in given.items() if v is not None}
+    settings = configs.load(config, override)
+    _execute(settings, _noted(text, override), directory or Path("runs") / config.stem, resume)
 
 
 def report(directory: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Write RUN/report.html anew from what the run has recorded so far."""
     show.console.print(f"Report: {_report(directory)}", markup=False)
+
+
+def _noted(text: str, override: Mapping[str, object]) -> str:
+    """The file's text, with a comment on what the command line changed."""
+    return text + "".join(f"# given on the command line: {key} = {value}\n" for key, value in override.items())
 
 
 def _execute(config: Config, text: str, folder: Path, resume: bool) -> None:
@@ -78,14 +83,15 @@ def _summary(history: History, folder: Path, config: Config) -> None:
 
     show.table(history.table("map50"), "mAP50 of the global model on each site's validation images")
     if config.federation.evaluate != "off" and (rows := read_rows(folder / "baselines.jsonl")):
-        means = {r["metric"].split("/")[1]: r["value"] for r in rows if not r["site"] and r["metric"].endswith("/map50")}
+        means = {
+            r["metric"].split("/")[1]: r["value"] for r in rows if not r["site"] and r["metric"].endswith("/map50")
+        }
         for name, value in sorted(means.items(), key=lambda item: -item[1]):
             show.console.print(f"  {value:.3f}  {name}", markup=False)
     show.console.print(f"Report: {_report(folder)}", markup=False)
 
 
 def _report(folder: Path) -> Path:
-    require("matplotlib", extra="report")
     from polypfed.report import write_report
 
     return write_report(folder).resolve()

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from polypfed.core.errors import MessageError
-from polypfed.core.model import Vector
+from polypfed.core.model import Vector, fixed
 
 Kind = Literal["fit", "evaluate"]
 HEADER_LIMIT = 1 << 20
@@ -141,7 +141,7 @@ def _body(vectors: Mapping[str, Vector]) -> bytes:
 
 
 def decode(data: bytes | memoryview, *, limit: int | None = None) -> Message:
-    """The message in `data`; its vectors own their memory.
+    """The message in `data`; its vectors are read-only and own their memory.
 
     Args:
         limit: refuse more bytes than this before anything is parsed.
@@ -218,7 +218,7 @@ def _tensors(body: bytes) -> dict[str, Vector]:
         if dtype is None:
             raise MessageError(f"dtype {tensor['dtype']} is not known", where=name)
         try:
-            out[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+            out[name] = fixed(np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"]))
         except (ValueError, OverflowError) as error:
             raise MessageError(f"the shape cannot be had ({error})", where=name) from None
     return out

@@ -124,7 +124,7 @@ class RunDirectory:
 
 def save_model(path: Path, spec: ModelSpec, vector: Vector) -> None:
     """Write a model as safetensors with its own array names, and its layout as metadata."""
-    metadata = {"format": "polypfed model 1", "spec": json.dumps(spec.to_json())}
+    metadata = {"polypfed": json.dumps(spec.to_json())}  # one entry: safetensors would write two in any order
     write_atomic(path, safetensors.numpy.save(spec.views(vector), metadata))
 
 
@@ -137,7 +137,7 @@ def load_model(path: Path) -> tuple[ModelSpec, Vector]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            spec = ModelSpec.from_json(json.loads(metadata["spec"]))
+            spec = ModelSpec.from_json(json.loads(metadata["polypfed"]))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         return spec, ModelSpec(spec.parts, spec.boundary).pack(arrays)
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:

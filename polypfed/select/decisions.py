@@ -72,7 +72,8 @@ def read_decisions(directory: str | Path, site: str = "") -> list[Decision]:
             if lines[0] != _HEADER:
                 raise ValueError
             number = int(path.stem.removeprefix("round-"))
-            rows += [Decision(site, number, image, float(np.float32(c or "nan")), kept == "1") for image, c, kept in lines[1:]]
+            for image, confidence, kept in lines[1:]:
+                rows.append(Decision(site, number, image, float(np.float32(confidence or "nan")), kept == "1"))
         except (ValueError, IndexError):
             raise DataError("this is not a record of a selection", where=path) from None
     return rows

@@ -117,6 +117,11 @@ class Registry:
         return strategy
 
     @classmethod
+    def modules(cls) -> list[str]:
+        """Where the known strategies are defined: a worker process imports these to know them too."""
+        return sorted({kind.__module__ for kind in cls._known.values()} - {"__main__"})  # spawn imports that one itself
+
+    @classmethod
     def describe(cls, strategy: Strategy) -> dict[str, Any]:
         """The strategy as JSON values; `build` gives it back."""
         return {"name": type(strategy).__name__.lower()} | asdict(cast(Any, strategy))

@@ -106,8 +106,6 @@ def test_a_missed_quorum_ends_with_its_own_code_and_can_be_resumed(sites: Path, 
     assert polypfed("run", study, "--resume", cwd=tmp_path).returncode == 0
 
 
-
-
 BROKEN = {
     "missing folder": (lambda root: shutil.rmtree(root), "data.partition"),
     "empty site": (lambda root: shutil.rmtree(root / "site-1" / "train" / "images"), "site-1"),

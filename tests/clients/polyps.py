@@ -1,4 +1,4 @@
-"""Tiny sites: bright discs on a noisy ground, in the YOLO layout. At module level, so that worker processes find them."""
+"""Tiny sites: bright discs on a noisy ground, in the YOLO layout."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def write_site(folder: Path, images: int, seed: int = 0, size: tuple[int, int] =
     width, height = size
     rows, columns = np.mgrid[:height, :width]
     for number in range(images):
-        pixels = rng.normal(90, 8, (height, width, 3)) + [40, 0, 0]
+        pixels = rng.normal((130, 90, 90), 8, (height, width, 3))
         line = ""
         if number >= negatives:
             radius = rng.integers(8, 14)

@@ -159,10 +159,7 @@ def test_clients_of_one_module_share_it_and_travel_together():
     assert pair[0]._flat is pair[1]._flat
     _, x = pair[0].initial()
     before = pair[0].fit(task(x)).vectors["delta"]
-    data = bytes(ForkingPickler.dumps(pair))
-    import pickle
-
-    back = pickle.loads(data)
+    back = ForkingPickler.loads(ForkingPickler.dumps(pair))  # as a worker process gets them
     assert back[0]._flat is back[1]._flat
     assert back[0].module is back[1].module
     assert (back[0].fit(task(x)).vectors["delta"] == before).all()
@@ -184,10 +181,13 @@ def test_global_generators_and_threads_are_left_alone():
 
 
 def test_isolation_survives_an_exception():
+    def fails() -> None:
+        with isolated(3, 1):
+            _ = random.random() / 0
+
     before = random.getstate()
-    with pytest.raises(ZeroDivisionError), isolated(3, 1):
-        random.random()
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert random.getstate() == before
 
 

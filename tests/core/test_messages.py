@@ -72,6 +72,12 @@ def test_the_layout_of_the_bytes_is_the_documented_one() -> None:
     assert encode(Failure("a", 1, "r")).startswith(b"PFED\x01")
 
 
+def test_decoded_vectors_cannot_be_written() -> None:
+    task = decode(encode(EXAMPLES[0]))
+    assert isinstance(task, Task)
+    assert not any(v.flags.writeable for v in task.vectors.values())
+
+
 def test_numpy_numbers_in_metrics_become_plain() -> None:
     update = decode(encode(Update("a", 1, {"delta": DELTA}, 1, {"loss": np.float32(0.5), "n": np.int64(3)})))  # type: ignore[dict-item]
     assert isinstance(update, Update)

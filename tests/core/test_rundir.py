@@ -160,6 +160,13 @@ def test_a_model_file_holds_arrays_under_their_own_names(tmp_path: Path) -> None
     assert (spec, vector.tolist()) == (SPEC, [1, 2, 3])
 
 
+def test_the_same_model_is_the_same_file(tmp_path: Path) -> None:
+    files = {i: tmp_path / f"{i}.safetensors" for i in range(20)}
+    for path in files.values():
+        save_model(path, SPEC, SPEC.pack(ARRAYS))
+    assert len({path.read_bytes() for path in files.values()}) == 1
+
+
 def test_what_is_not_a_model_file_says_so(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     with pytest.raises(CheckpointError, match="is not a polypfed model"):
@@ -168,9 +175,9 @@ def test_what_is_not_a_model_file_says_so(tmp_path: Path) -> None:
         b"",
         b"text",
         safetensors.numpy.save({"w": np.zeros(2, np.float32)}),
-        safetensors.numpy.save({"w": np.zeros(2, np.float32)}, {"spec": "[]"}),
-        safetensors.numpy.save({"w": np.zeros(2, np.float32)}, {"spec": "{"}),
-        safetensors.numpy.save({"w": np.zeros(2, np.float32)}, {"spec": json.dumps(SPEC.to_json())}),
+        safetensors.numpy.save({"w": np.zeros(2, np.float32)}, {"polypfed": "[]"}),
+        safetensors.numpy.save({"w": np.zeros(2, np.float32)}, {"polypfed": "{"}),
+        safetensors.numpy.save({"w": np.zeros(2, np.float32)}, {"polypfed": json.dumps(SPEC.to_json())}),
     ):
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match="is not a polypfed model"):

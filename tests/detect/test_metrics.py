@@ -104,7 +104,7 @@ def random_case(seed: int, images: int = 12) -> tuple[list[Detections], list[np.
         true = np.concatenate([corner, corner + rng.uniform(5, 40, corner.shape)], 1).astype(np.float32)
         near = true[rng.integers(0, len(true), rng.integers(0, 6))] if len(true) else NONE
         near = near + rng.normal(0, 3, near.shape)
-        far = rng.uniform(0, 40, (rng.integers(0, 5), 4)) + [0, 0, 41, 41]
+        far = rng.uniform((0, 0, 41, 41), (40, 40, 81, 81), (rng.integers(0, 5), 4))
         boxes = np.concatenate([near, far]).astype(np.float32)
         answers.append(Detections(boxes, rng.permutation(np.linspace(0.01, 0.99, len(boxes)) + rng.uniform(0, 0.009))))
         truth.append(true)

@@ -136,10 +136,10 @@ def losing(lost: Mapping[int, str]) -> Scripted:
     return Scripted(script)
 
 
-def test_lost_updates_do_not_move_the_limit(tmp_path: Path) -> None:
+def test_lost_updates_do_not_move_the_limit() -> None:
     backend = losing({r: f"s{r % 5}" for r in range(1, 30, 2)})
     fed = Federation(clients=clients(), strategy=ScaffoldSketch(), evaluate="off")
-    history = fed.run(180, backend, tmp_path)
+    history = fed.run(180, backend)
     assert history.model == pytest.approx([OPTIMUM] * 2, abs=2e-6)
     assert len(history.failures) == 15
 
