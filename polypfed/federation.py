@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from polypfed.clients.base import Client, agreed
+from polypfed.clients.base import Client, HasInitial, agreed
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import CheckpointError, ConfigError, LayoutError, QuorumError, Refused
 from polypfed.core.gate import Gate, admit_evaluation, default_max_norm, max_bytes
@@ -204,7 +204,7 @@ class _Engine:
             return
         self.now, self.history = self.folder.restore()
         fixed(self.now.x)
-        wanted = self._settings(self.now.spec)
+        wanted = self._settings(self._layout())
         for key, value in self.now.settings.items():
             if wanted.get(key) != value:
                 raise CheckpointError(
@@ -212,6 +212,13 @@ class _Engine:
                     where=self.folder.path,
                     remedy="Resume with the settings the run began with",
                 )
+
+    def _layout(self) -> ModelSpec:
+        """What is to be trained now, as far as it is known without asking a remote site."""
+        if self.fed.initial:
+            return self.fed.initial[0]
+        first = next((c for c in self.fed.clients if isinstance(c, HasInitial)), None)
+        return first.initial()[0] if first else self.now.spec
 
     def until(self, rounds: int) -> History:
         """Rounds up to `rounds`, then the history with the models in it."""

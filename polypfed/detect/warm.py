@@ -60,7 +60,8 @@ def warm_start(
     """
     file = Path(path)
     found = _read(file, sha256, limit)
-    fits = {n: a for n, a in found.items() if n in arrays and a.shape == arrays[n].shape}
+    with np.errstate(over="ignore"):  # what overflows is infinite then, and refused below
+        fits = {n: a.astype(np.float32) for n, a in found.items() if n in arrays and a.shape == arrays[n].shape}
     for name, array in fits.items():
         if not np.isfinite(array).all():
             raise DataError(f"the array {name!r} holds values that are not finite", where=file)

@@ -46,7 +46,7 @@ def test_size_of_the_architectures(arch, millions):
 
 
 def test_unknown_names_and_sizes():
-    with pytest.raises(ConfigError, match="unknown architecture 'yolov9'. Known: yolov5n"):
+    with pytest.raises(ConfigError, match=r"unknown architecture 'yolov9'\. Known: yolov5n"):
         yolo.build("yolov9")
     with pytest.raises(ConfigError, match="prior"):
         yolo.build(prior=1.0)

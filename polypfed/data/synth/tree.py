@@ -101,12 +101,12 @@ def _split(
         if progress:
             progress(number, count)
     write_sidecar(samples, folder)
-    return samples, 1 + max(int(sample.group[1:]) for sample in samples)
+    return samples, 1 + max(int(sample.group.rpartition("-p")[2]) for sample in samples)
 
 
 def _write(folder: Path, site: str, patient: int, sequence: int, index: int, size: int, seed: int) -> Sample:
-    group = f"p{patient:04d}"
-    made = frame(site, group, sequence, index, size, seed)
+    made = frame(site, f"p{patient:04d}", sequence, index, size, seed)
+    group = f"{site}-p{patient:04d}"  # with the site: several sites can be divided anew without a clash
     height, width = made.image.shape[:2]
     name = f"{group}-s{sequence}-{index:03d}"
     image = folder / "images" / f"{name}.jpg"
