@@ -56,7 +56,7 @@ def one(path: Path, seed: int, selector: str, out: Path, *, first: bool) -> dict
         config = replace(config, data=replace(config.data, synth=replace(config.data.synth, seed=seed)))
     config = replace(config, select=SELECTORS[selector])
     if not first:
-        config = replace(config, baselines=Baselines())
+        config = replace(config, baselines=Baselines(), federation=replace(config.federation, evaluate="global"))
     folder = out / f"{path.stem}-seed{seed}-{selector}"
     shutil.rmtree(folder, ignore_errors=True)
     begun, load = time.monotonic(), os.getloadavg()[0]

@@ -59,7 +59,8 @@ def _noted(text: str, override: Mapping[str, object]) -> str:
 
 
 def _execute(config: Config, text: str, folder: Path, resume: bool) -> None:
-    from polypfed import run as runs
+    with show.console.status("loading PyTorch"):
+        from polypfed import run as runs
 
     if not resume and (folder / "run.json").exists():
         raise ConfigError("holds a run already", where=folder, remedy="Continue it with --resume, or give --directory")

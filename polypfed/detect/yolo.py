@@ -20,14 +20,15 @@ STRIDE = 32
 _DETECTIONS_PER_IMAGE = 300
 
 
-def build(arch: str = "yolov5n", seed: int = 0, prior: float = 0.01) -> Any:
+def build(arch: str = "yolov5n", seed: int = 0, prior: float = 0.002, bn_momentum: float = 0.1) -> Any:
     """A one-class detector with random weights, from the architecture file inside the ultralytics wheel.
 
     Args:
         arch: one of `ARCHITECTURES`.
         seed: of the random weights; the global generators are left as they were.
-        prior: confidence that an untrained model gives to every cell. ultralytics' own start (0.0008 to 0.012) is
-            made for 640 pixels; at 128 to 320 pixels a polyp fills a larger share of the cells.
+        prior: confidence that an untrained model gives to every cell; ultralytics starts at 0.0008 to 0.012 by level.
+        bn_momentum: share of a batch in BatchNorm's running statistics. ultralytics' 0.03 forgets over 33 steps,
+            more than a short round has, and the statistics then lag behind the weights.
 
     Returns:
         `ultralytics.nn.tasks.DetectionModel` in training mode, float32, on the CPU, `model.loss(batch)` ready.
@@ -49,6 +50,9 @@ def build(arch: str = "yolov5n", seed: int = 0, prior: float = 0.01) -> Any:
         model: Any = DetectionModel(f"{arch}.yaml", nc=1, verbose=False)  # type: ignore[no-untyped-call]
     for level in model.model[-1].cv3:
         torch.nn.init.constant_(level[-1].bias, math.log(prior / (1 - prior)))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = bn_momentum
     model.args = get_cfg(overrides={"task": "detect", "mode": "train"})
     model.names = {0: "polyp"}
     return model
