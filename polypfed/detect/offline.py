@@ -13,6 +13,8 @@ import tempfile
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from polypfed.core.errors import ConfigError
 from polypfed.core.extras import require
 
@@ -40,10 +42,12 @@ def ultralytics() -> Any:
             where="YOLO_OFFLINE",
             remedy="Import polypfed's detector first, or set YOLO_OFFLINE=true in the environment",
         )
-    require("torch", extra="yolo")
+    torch = require("torch", extra="yolo")
     os.environ.update(SWITCHES)
     os.environ["YOLO_CONFIG_DIR"] = _config_folder()
-    package = require("ultralytics", extra="yolo")
+    with np.printoptions():  # its import changes how every array and tensor of the process is printed
+        package = require("ultralytics", extra="yolo")
+    torch.set_printoptions(profile="default")
     require("torchvision", extra="yolo")  # its mere presence in sys.modules decides which NMS ultralytics uses
     logging.getLogger("ultralytics").setLevel(logging.WARNING)
     settings = require("ultralytics.utils", extra="yolo").SETTINGS

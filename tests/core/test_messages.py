@@ -78,6 +78,12 @@ def test_decoded_vectors_cannot_be_written() -> None:
     assert not any(v.flags.writeable for v in task.vectors.values())
 
 
+def test_nested_mappings_in_a_config_become_objects() -> None:
+    task = decode(encode(Task(1, "fit", {}, MappingProxyType({"strategy": MappingProxyType({"name": "x"})}))))
+    assert isinstance(task, Task)
+    assert task.config == {"strategy": {"name": "x"}}
+
+
 def test_numpy_numbers_in_metrics_become_plain() -> None:
     update = decode(encode(Update("a", 1, {"delta": DELTA}, 1, {"loss": np.float32(0.5), "n": np.int64(3)})))  # type: ignore[dict-item]
     assert isinstance(update, Update)
@@ -208,6 +214,10 @@ def tensors(**header: Any) -> bytes:
         tensors(a={"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, b={"dtype": "F32", "shape": [1], "data_offsets": [2, 6]})
         + bytes(6),
         struct.pack("<Q", 2**63) + b"{}",
+        *(
+            tensors(delta={"dtype": "F32", "shape": shape, "data_offsets": [0, 0]})  # empty, yet no array can have it
+            for shape in ([0, 2**62, 2**62], [2**62, 0], [0, 2**64 - 1], [0] * 70)
+        ),
     ],
 )
 def test_hostile_bodies_are_refused(body: bytes) -> None:

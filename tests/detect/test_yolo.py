@@ -144,6 +144,9 @@ def test_ultralytics_stays_offline_and_out_of_the_users_home(tmp_path: Path):
         yolo.build("yolov5n")
         from ultralytics.utils import ONLINE, SETTINGS, AUTOINSTALL
         from ultralytics.utils.events import events
+        import numpy, torch
+        assert repr(numpy.float32([2.25])) == "array([2.25], dtype=float32)"
+        assert repr(torch.tensor([1.0])) == "tensor([1.])"
         assert not ONLINE and not AUTOINSTALL and not SETTINGS["sync"] and not events.enabled
         print(os.environ["YOLO_CONFIG_DIR"])
     """
