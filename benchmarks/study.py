@@ -35,10 +35,11 @@ def main() -> None:
     options.add_argument("config", type=Path)
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument("--selectors", nargs="+", default=["below"], choices=sorted(SELECTORS))
+    options.add_argument("--plain", action="store_true", help="no baselines, no cross-site matrix")
     options.add_argument("--out", type=Path, default=Path("runs/study"))
     given = options.parse_args()
     rows = [
-        one(given.config, seed, selector, given.out, first=selector == given.selectors[0])
+        one(given.config, seed, selector, given.out, whole=not given.plain and selector == given.selectors[0])
         for seed in given.seeds
         for selector in given.selectors
     ]
@@ -49,13 +50,13 @@ def main() -> None:
     print(table)
 
 
-def one(path: Path, seed: int, selector: str, out: Path, *, first: bool) -> dict[str, Any]:
+def one(path: Path, seed: int, selector: str, out: Path, *, whole: bool) -> dict[str, Any]:
     """One run from nothing, and what it came to."""
     config = configs.load(path, {"federation.seed": seed, "data.seed": seed})
     if config.data.synth is not None:
         config = replace(config, data=replace(config.data, synth=replace(config.data.synth, seed=seed)))
     config = replace(config, select=SELECTORS[selector])
-    if not first:
+    if not whole:
         config = replace(config, baselines=Baselines(), federation=replace(config.federation, evaluate="global"))
     folder = out / f"{path.stem}-seed{seed}-{selector}"
     shutil.rmtree(folder, ignore_errors=True)
