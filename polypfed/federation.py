@@ -1,6 +1,7 @@
 """The round engine: configure -> exchange -> gate -> reduce -> step -> evaluate -> checkpoint."""
 
 import json
+import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ import numpy as np
 from polypfed.clients.base import Client, HasInitial, agreed
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import CheckpointError, ConfigError, LayoutError, QuorumError, Refused
-from polypfed.core.gate import Gate, admit_evaluation, default_max_norm, max_bytes
+from polypfed.core.gate import Gate, admit_evaluation, default_max_norm, max_bytes, norm_of
 from polypfed.core.history import History, mean_rows, row
 from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, one_line
 from polypfed.core.model import ModelSpec, Vector, fixed, nbytes, shared
@@ -309,10 +310,11 @@ class _Engine:
         trainable, buffers = now.spec.trainable, now.spec.buffers
         parts = {name: v[trainable] if name == "delta" else v for name, v in mean.items()}
         moved, state = self.fed.strategy.step(now.x[trainable], shared(now.state), parts, cohort)
-        x = np.concatenate([moved, now.x[buffers] + mean["delta"][buffers]])
+        averaged = now.x[buffers] + mean["delta"][buffers]
+        x = np.concatenate([moved, averaged]) if averaged.size else np.ascontiguousarray(moved)
         if x.dtype != np.float32 or x.shape != now.x.shape:
             raise LayoutError(f"step returned {x.dtype}{x.shape}, not float32{now.x.shape}", where="strategy")
-        if not np.isfinite(x).all():
+        if math.isnan(norm_of(x)):
             raise LayoutError("the new model is not finite", where="strategy", remedy="Lower its learning rate")
         now.x, now.state = fixed(x), state
         now.accepted |= dict.fromkeys(working, number)

@@ -1,4 +1,4 @@
-"""A federation in a process of its own, to be killed. Usage: python -m tests.killable FOLDER ROUNDS [WORKERS [PAUSE]]"""
+"""A federation in a process of its own, to be killed: python -m tests.killable FOLDER ROUNDS [WORKERS [PAUSE]]"""
 
 import builtins
 import json
@@ -86,7 +86,7 @@ def die_at(count: int) -> None:
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         setattr(os, name, lambda *a, r=real: (tick(), r(*a))[1])
-    files.open = lambda *a, **k: HalfWritten(builtins.open(*a, **k), tick)  # type: ignore[attr-defined]
+    files.open = lambda *a, **k: HalfWritten(builtins.open(*a, **k), tick)  # type: ignore[attr-defined]  # noqa: SIM115
 
 
 def sweep(folder: Path, rounds: int, first: int, stride: int) -> list[str]:

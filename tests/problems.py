@@ -1,4 +1,4 @@
-"""Small federations with known answers, and sites that misbehave. At module level, so that worker processes find them."""
+"""Small federations with known answers, and sites that misbehave; at module level, where workers find them."""
 
 import os
 import time

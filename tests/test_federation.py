@@ -64,13 +64,13 @@ def test_there_must_be_sites_and_enough_of_them() -> None:
         Federation().run(1, Local())
     remote = Scripted(honest)
     remote.host(sites(3), None)
-    with pytest.raises(ConfigError, match="^quorum: 4 is not a whole number from 1 to 3"):
+    with pytest.raises(ConfigError, match=r"^quorum: 4 is not a whole number from 1 to 3"):
         Federation(quorum=4, initial=start()).run(1, remote)
 
 
 @pytest.mark.parametrize("rounds", [-1, 1.0, True, "3"])
 def test_rounds_is_a_whole_number(rounds: Any) -> None:
-    with pytest.raises(ConfigError, match="^rounds: "):
+    with pytest.raises(ConfigError, match=r"^rounds: "):
         Federation(clients=sites()).run(rounds, Local())
 
 
@@ -424,7 +424,9 @@ class Told:
         pass
 
 
-def best(*told: Mapping[int, Any], keep: str = "map50", weights: tuple[int, ...] = (1, 1), folder: Path | None = None) -> tuple[int, float]:
+def best(
+    *told: Mapping[int, Any], keep: str = "map50", weights: tuple[int, ...] = (1, 1), folder: Path | None = None
+) -> tuple[int, float]:
     clients: list[Any] = [Told(f"s{i}", scores, w) for i, (scores, w) in enumerate(zip(told, weights, strict=False))]
     history = Federation(clients=clients, keep_best=keep).run(max(told[0]), Local(), folder)
     assert history.best is not None

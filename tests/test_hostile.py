@@ -207,7 +207,9 @@ def test_a_forged_update_under_a_site_that_was_not_asked() -> None:
     history = Federation(clients=sites(), per_round=1).run(ROUNDS, Scripted(script))
     assert reasons(history) == {"unknown-client"}
     assert len(history.failures) == 3 * ROUNDS
-    assert bits(history) == bits(Federation(clients=sites(), per_round=1).run(ROUNDS, Scripted(lambda n, t, r: iter([r]))))
+    assert bits(history) == bits(
+        Federation(clients=sites(), per_round=1).run(ROUNDS, Scripted(lambda n, t, r: iter([r])))
+    )
 
 
 def test_a_bound_of_the_users_own_holds() -> None:
@@ -273,7 +275,11 @@ BYTES: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("oversized", "size", lambda d: d + bytes(HEADER_LIMIT + (1 << 17))),
     ("oversized rubbish", "size", lambda d: b"\xff" * (4 << 20)),
     ("rubbish", "header", lambda d: b"\xff" * 500),
-    ("a pickle", "header", lambda d: b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93."),
+    (
+        "a pickle",
+        "header",
+        lambda d: b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93.",
+    ),
     ("header longer than it is", "header", lambda d: d[:5] + struct.pack("<I", 2**31) + d[9:]),
     ("not JSON", "header", lambda d: framed(b"{'type': 'Update'}", header_of(d)[1])),
     ("no object", "header", lambda d: framed(b"[]", header_of(d)[1])),

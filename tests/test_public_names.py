@@ -8,7 +8,19 @@ import polypfed
 from polypfed import backends, clients, strategies
 from polypfed.core import errors
 
-HEAVY = ["torch", "torchvision", "ultralytics", "flwr", "nvflare", "tenseal", "cv2", "matplotlib", "pydantic", "typer", "rich"]
+HEAVY = [
+    "torch",
+    "torchvision",
+    "ultralytics",
+    "flwr",
+    "nvflare",
+    "tenseal",
+    "cv2",
+    "matplotlib",
+    "pydantic",
+    "typer",
+    "rich",
+]
 
 NAMES = {
     polypfed: [
@@ -51,7 +63,7 @@ def test_the_version_is_stated() -> None:
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="'polypfed.clients' has no attribute 'Nope'"):
+    with pytest.raises(AttributeError, match=r"'polypfed.clients' has no attribute 'Nope'"):
         clients.Nope  # noqa: B018
     assert issubclass(polypfed.PolypfedError, Exception)
     assert polypfed.PolypfedError is errors.PolypfedError

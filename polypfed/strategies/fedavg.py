@@ -46,4 +46,6 @@ class FedAvg(Base):
 
     def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
         """x + eta * mean delta."""
-        return x + np.float32(self.eta) * mean["delta"], state
+        moved = np.float32(self.eta) * mean["delta"]
+        moved += x
+        return moved, state

@@ -32,7 +32,9 @@ def local(request: pytest.FixtureRequest) -> Iterator[Local]:
     assert multiprocessing.active_children() == []
 
 
-def ask(backend: Local, clients: Sequence[Any], deadline: float = PATIENT, folder: Path | None = None, **config: Any) -> dict[str, Reply]:
+def ask(
+    backend: Local, clients: Sequence[Any], deadline: float = PATIENT, folder: Path | None = None, **config: Any
+) -> dict[str, Reply]:
     """One fit by every client."""
     backend.host(clients, folder)
     return again(backend, deadline, **config)
@@ -60,7 +62,7 @@ def test_it_is_a_backend_that_hosts() -> None:
 
 @pytest.mark.parametrize("workers", [0, -1, 1.0, True, "2", None])
 def test_workers_is_a_whole_number_above_zero(workers: Any) -> None:
-    with pytest.raises(ConfigError, match="^workers: "):
+    with pytest.raises(ConfigError, match=r"^workers: "):
         Local(workers)
 
 
@@ -179,7 +181,9 @@ def test_an_update_that_cannot_be_written_is_a_failure(local: Local) -> None:
 
 def test_clients_that_cannot_be_sent_are_refused_with_a_remedy(local: Local) -> None:
     local.host([NumpyClient("a", lambda x: x, [0.0])], None)
-    with pytest.raises(ConfigError, match=r"^workers: the clients cannot be sent .* top of a module, or use one worker"):
+    with pytest.raises(
+        ConfigError, match=r"^workers: the clients cannot be sent .* top of a module, or use one worker"
+    ):
         again(local)
 
 

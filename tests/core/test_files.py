@@ -90,7 +90,7 @@ def test_every_flipped_byte_and_every_truncation_is_found(tmp_path: Path) -> Non
         with pytest.raises(CheckpointError, match="damaged"):
             read_framed(path)
         path.write_bytes(whole[:i])
-        with pytest.raises(CheckpointError, match="damaged|cut short"):
+        with pytest.raises(CheckpointError, match=r"damaged|cut short"):
             read_framed(path)
     path.write_bytes(whole + b"\0")
     with pytest.raises(CheckpointError, match="damaged"):

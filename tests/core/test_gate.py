@@ -31,8 +31,6 @@ def vectors(**named: Any) -> dict[str, Any]:
     return {"vectors": named}
 
 
-
-
 HOSTILE: list[tuple[str, dict[str, Any]]] = [
     ("unknown-client", {"client": "stranger"}),
     ("unknown-client", {"client": "A"}),

@@ -56,7 +56,9 @@ def test_json_lines_and_csv_hold_every_row() -> None:
 
 
 def test_means_are_weighted_by_validation_examples() -> None:
-    rows = mean_rows(4, [({"map50": 0.5, "loss": 1.0}, 30), ({"map50": 0.9}, 10), ({"map50": 0.0}, 0), ({"idle": 1.0}, 0)])
+    rows = mean_rows(
+        4, [({"map50": 0.5, "loss": 1.0}, 30), ({"map50": 0.9}, 10), ({"map50": 0.0}, 0), ({"idle": 1.0}, 0)]
+    )
     assert [(r["round"], r["site"], r["metric"]) for r in rows] == [(4, "", "loss"), (4, "", "map50")]
     assert [r["value"] for r in rows] == pytest.approx([1.0, 0.6])
 

@@ -76,7 +76,7 @@ def test_pack_copies() -> None:
 def test_what_cannot_be_federated_is_named() -> None:
     with pytest.raises(LayoutError, match="'nope'"):
         ModelSpec.of(ARRAYS, buffers=["nope"])
-    with pytest.raises(LayoutError, match="^z: dtype complex128"):
+    with pytest.raises(LayoutError, match=r"^z: dtype complex128"):
         ModelSpec.of({"z": np.zeros(2, complex)})
     with pytest.raises(LayoutError, match="no trainable"):
         ModelSpec.of({"n": np.zeros(2, int)})

@@ -58,7 +58,8 @@ def test_the_mean_is_the_exact_one_rounded(count: int, weights: Any) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False), st.integers(min_value=0, max_value=10_000_000)
+            st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False),
+            st.integers(min_value=0, max_value=10_000_000),
         ),
         min_size=1,
         max_size=40,
@@ -76,7 +77,10 @@ def test_the_mean_of_anything_in_range_is_close_to_the_exact_one(pairs: list[tup
 
 def test_all_arrival_orders_of_five_give_the_same_bits() -> None:
     got = updates(5)
-    naive = {sum((u.weight * u.vectors["delta"] for u in order), np.zeros(3, np.float32)).tobytes() for order in permutations(got)}
+    naive = {
+        sum((u.weight * u.vectors["delta"] for u in order), np.zeros(3, np.float32)).tobytes()
+        for order in permutations(got)
+    }
     assert len(naive) > 1  # these updates do tell orders apart
     assert len({reduced(list(order)).tobytes() for order in permutations(got)}) == 1
 

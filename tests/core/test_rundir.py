@@ -145,7 +145,9 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path: Path, m
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\). Free some space"):
+            with pytest.raises(
+                CheckpointError, match=r"cannot be written \(No space left on device\). Free some space"
+            ):
                 folder.commit(point(1), grown(history, 1))
         again, read = folder.restore()
     assert again.round == 0

@@ -70,7 +70,7 @@ def test_what_cannot_be_built_says_why(description: dict[str, Any], message: str
 
 @pytest.mark.parametrize("strategy", [Unregistered(), TupleSetting(), NoDataclass()])
 def test_a_strategy_that_clients_could_not_rebuild_is_refused(strategy: Any) -> None:
-    with pytest.raises(ConfigError, match="^strategy: "):
+    with pytest.raises(ConfigError, match=r"^strategy: "):
         Registry.check(strategy)
 
 

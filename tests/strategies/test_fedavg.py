@@ -28,7 +28,7 @@ def after(rounds: int, clients: list[NumpyClient], strategy: FedAvg = FedAvg()) 
 
 
 def limit(steps: tuple[int, int] = (STEPS, STEPS), weights: tuple[int, int] = (1, 1)) -> float:
-    """The fixed point: a local run is y = q x + (1 - q) b with q = (1 - lr a)^K, so x = sum p (1 - q) b / sum p (1 - q)."""
+    """A local run is y = q x + (1 - q) b with q = (1 - lr a)^K: the fixed point is sum p (1 - q) b / sum p (1 - q)."""
     shares = [w * (1 - (1 - LR * a) ** k) for w, a, k in zip(weights, A, steps, strict=True)]
     return sum(s * b for s, b in zip(shares, B, strict=True)) / sum(shares)
 
@@ -98,14 +98,14 @@ def test_step_is_pure_and_moves_uphill_with_a_positive_mean() -> None:
 
 @pytest.mark.parametrize("eta", [0, -1.0, math.nan, math.inf, True, "1"])
 def test_eta_is_above_zero(eta: Any) -> None:
-    with pytest.raises(ConfigError, match="^eta: "):
+    with pytest.raises(ConfigError, match=r"^eta: "):
         FedAvg(eta=eta)
 
 
 def test_other_words_are_refused() -> None:
-    with pytest.raises(ConfigError, match="^weights: "):
+    with pytest.raises(ConfigError, match=r"^weights: "):
         FedAvg(weights="sizes")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="^dtype: "):
+    with pytest.raises(ConfigError, match=r"^dtype: "):
         FedAvg(dtype="float16")  # type: ignore[arg-type]
     assert FedAvg(weights="uniform", dtype="float32").reducer == Mean("uniform", "float32")
 

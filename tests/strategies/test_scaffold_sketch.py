@@ -1,9 +1,11 @@
 """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1, option II) through the public contract, to show that it fits.
 
-    client   y <- y - lr (g_i(y) - c_i + c)  K_i times;  c_i+ = c_i - c + (x - y) / (K_i lr);  send D_i, dc_i = c_i+ - c_i
+    client   y <- y - lr (g_i(y) - c_i + c)  K_i times;  c_i+ = c_i - c + (x - y) / (K_i lr)
+             send D_i and dc_i = c_i+ - c_i
     server   x <- x + eta mean_S D_i;  c <- c + (m/N) mean_S dc_i
 
-It exercises every seam: state on the server, a broadcast vector, state at the site, a second vector up, uniform weights.
+It exercises every seam: state on the server, a broadcast vector, state at the site, a second vector up, and
+uniform weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -201,7 +203,7 @@ def test_a_site_that_lost_its_state_says_so_instead_of_spoiling_the_limit(tmp_pa
     for path in (tmp_path / "sites" / "s1" / "state").iterdir():
         path.unlink()
     history = fed(per_round=None).resume(tmp_path, 4, Local())
-    assert [(f.client, f.round, f.reason) for f in history.failures if f.round == 4][0] == ("s1", 4, "state")
+    assert next((f.client, f.round, f.reason) for f in history.failures if f.round == 4) == ("s1", 4, "state")
     assert "Give the site its state folder back" in history.failures[0].detail
 
 
