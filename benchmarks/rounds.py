@@ -5,8 +5,8 @@
 100 clients, 10 a round, one epoch of plain SGD, batch 10, one thread. "train" is the same local training of 10 clients
 in a bare PyTorch loop: nothing received, sent, checked or averaged. "polypfed" is the whole round of the engine in this
 process; "float32" the same with FedAvg(dtype="float32"); "naive" the loop with a deep copy per client and a list of
-state dicts averaged at the end. The modes take turns within one process in rotated order, the first repeat is dropped,
-and each ratio is of one repeat. Memory is the peak of a fresh process per number of clients.
+state dicts averaged at the end. Each takes turns with "train" round by round in one process; a repeat is several such
+pairs, the first repeat is dropped, and each ratio is of one repeat. Memory is the peak of a fresh process.
 
 Appends one JSON line per repeat to --out and prints a Markdown table. --check: exit code 1 if a goal is missed by more
 than a tenth; --quick: under a minute.
@@ -20,7 +20,6 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -37,12 +36,12 @@ from polypfed.federation import Event
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 CLIENTS, PER_ROUND, BATCH, LR = 100, 10, 10, 0.05
-MODES = ("train", "polypfed", "float32", "naive")
+MODES: dict[str, dict[str, Any]] = {"polypfed": {}, "float32": {"dtype": "float32"}, "naive": {}}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, and how many images each client has."""
+    """A model, how many images each client has, and the pairs of rounds in a repeat."""
 
     name: str
     images: int
@@ -51,9 +50,9 @@ class Case:
 
 
 CASES = (
-    Case("cnn", images=100, rounds=4, goal=1.05),
+    Case("cnn", images=100, rounds=10, goal=1.05),
     Case("mlp", images=100, rounds=1, goal=1.25),
-    Case("mlp", images=10, rounds=3, goal=None),
+    Case("mlp", images=10, rounds=5, goal=None),
 )
 TITLES = {"cnn": "CNN, 38 k parameters", "mlp": "MLP, 7.2 M parameters"}
 
@@ -97,31 +96,30 @@ def local(module: nn.Module, data: tuple[torch.Tensor, torch.Tensor], order: np.
     return total
 
 
-def train(case: Case, seed: int) -> float:
-    """CPU seconds per round of local training alone."""
-    module, data, draw = model(case.name), digits(case.images), np.random.default_rng(seed)
-    for warm in data[:1]:
-        local(module, warm, draw)
-    begun = time.process_time()
-    for _ in range(case.rounds):
-        for client in draw.choice(CLIENTS, PER_ROUND, replace=False):
-            local(module, data[client], draw)
-    return (time.process_time() - begun) / case.rounds
+class Plain:
+    """Rounds of local training alone; calling it gives the CPU seconds of one."""
+
+    def __init__(self, case: Case) -> None:
+        self.module, self.data, self.draw = model(case.name), digits(case.images), np.random.default_rng(1)
+
+    def __call__(self) -> float:
+        begun = time.process_time()
+        for client in self.draw.choice(CLIENTS, PER_ROUND, replace=False):
+            local(self.module, self.data[client], self.draw)
+        return time.process_time() - begun
 
 
-def naive(case: Case, seed: int) -> float:
-    """CPU seconds per round with a copy of the model per client and a list of state dicts."""
-    module, data, draw = model(case.name), digits(case.images), np.random.default_rng(seed)
-    local(copy.deepcopy(module), data[0], draw)
-    begun = time.process_time()
-    for _ in range(case.rounds):
-        states = []
-        for client in draw.choice(CLIENTS, PER_ROUND, replace=False):
-            own = copy.deepcopy(module)
-            local(own, data[client], draw)
+class Naive(Plain):
+    """The same with a copy of the model per client and a list of state dicts."""
+
+    def __call__(self) -> float:
+        begun, states = time.process_time(), []
+        for client in self.draw.choice(CLIENTS, PER_ROUND, replace=False):
+            own = copy.deepcopy(self.module)
+            local(own, self.data[client], self.draw)
             states.append(own.state_dict())
-        module.load_state_dict({k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]})
-    return (time.process_time() - begun) / case.rounds
+        self.module.load_state_dict({k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]})
+        return time.process_time() - begun
 
 
 def sites(case: Case, count: int = CLIENTS) -> list[pf.clients.TorchClient]:
@@ -140,53 +138,42 @@ def sites(case: Case, count: int = CLIENTS) -> list[pf.clients.TorchClient]:
     ]
 
 
-def engine(case: Case, seed: int, **strategy: Any) -> float:
-    """CPU seconds per round of the engine, from "round" to "saved"; the first round warms up."""
-    marks: list[float] = []
+def pairs(case: Case, mode: str, rounds: int) -> list[tuple[float, float]]:
+    """(CPU seconds of the round in this mode, of plain training), in turns."""
+    plain = Plain(case)
+    if mode == "naive":
+        naive = Naive(case)
+        return [(naive(), plain()) for _ in range(rounds)]
+    found: list[tuple[float, float]] = []
+    begun = 0.0
 
-    def mark(event: Event) -> None:
-        if event.kind in ("round", "saved") and event.round > 1:
-            marks.append(time.process_time())
+    def listen(event: Event) -> None:
+        nonlocal begun
+        if event.kind == "saved" and event.round:
+            seconds = time.process_time() - begun
+            found.append((seconds, plain()))
+        if event.kind == "round":
+            begun = time.process_time()
 
-    fed = pf.Federation(
-        clients=sites(case),
-        strategy=pf.strategies.FedAvg(**strategy),
-        per_round=PER_ROUND,
-        seed=seed,
-        evaluate="off",
-    )
-    history = fed.run(case.rounds + 1, pf.backends.Local(), listen=mark)
-    assert not history.failures
-    return sum(end - start for start, end in zip(marks[::2], marks[1::2], strict=True)) / case.rounds
-
-
-RUNNERS: Mapping[str, Callable[[Case, int], float]] = {
-    "train": train,
-    "polypfed": engine,
-    "float32": partial(engine, dtype="float32"),
-    "naive": naive,
-}
+    strategy = pf.strategies.FedAvg(**MODES[mode])
+    fed = pf.Federation(clients=sites(case), strategy=strategy, per_round=PER_ROUND, evaluate="off")
+    assert not fed.run(rounds, pf.backends.Local(), listen=listen).failures
+    return found
 
 
-def measured(case: Case, repeats: int, modes: tuple[str, ...]) -> list[dict[str, Any]]:
+def measured(case: Case, mode: str, repeats: int) -> list[dict[str, Any]]:
     """One row per repeat; the first is warm-up and not among them."""
+    before = os.getloadavg()[0]
+    found = pairs(case, mode, (repeats + 1) * case.rounds)
     rows = []
-    for repeat in range(repeats + 1):
-        order = [modes[(i + repeat) % len(modes)] for i in range(len(modes))]
-        before, seconds = os.getloadavg()[0], {}
-        for mode in order:
-            seconds[mode] = RUNNERS[mode](case, repeat)
+    for repeat in range(1, repeats + 1):
+        own, train = (sum(s) for s in zip(*found[repeat * case.rounds :][: case.rounds], strict=True))
+        cpu_ms = {mode: round(1000 * own / case.rounds, 2), "train": round(1000 * train / case.rounds, 2)}
         rows.append(
-            {
-                "case": asdict(case),
-                "repeat": repeat,
-                "order": order,
-                "cpu_ms": {mode: round(1000 * s, 2) for mode, s in seconds.items()},
-                "ratio": {mode: round(s / seconds["train"], 4) for mode, s in seconds.items()},
-                "load": [before, os.getloadavg()[0]],
-            }
+            {"case": asdict(case), "mode": mode, "repeat": repeat, "cpu_ms": cpu_ms, "ratio": round(own / train, 4)}
         )
-    return rows[1:]
+    load = [before, os.getloadavg()[0]]
+    return [row | {"load": load} for row in rows]
 
 
 def peak(count: int, per_round: int | None) -> float:
@@ -237,19 +224,21 @@ def spread(values: list[float]) -> str:
     return f"**{median(values):.3f}** ({min(values):.3f} to {max(values):.3f})"
 
 
+def ratios(rows: list[dict[str, Any]], case: Case, mode: str) -> list[float]:
+    return [r["ratio"] for r in rows if r["case"] == asdict(case) and r["mode"] == mode]
+
+
 def table(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> str:
     """Markdown: the median ratio to "train" with its range, and peak memory."""
-    modes = [mode for mode in MODES[1:] if mode in rows[0]["ratio"]]
+    modes = list(dict.fromkeys(r["mode"] for r in rows))
     lines = [f"| model | local work | train, ms CPU | goal | {' | '.join(modes)} |", "|---" * (4 + len(modes)) + "|"]
     for case in CASES:
         own = [r for r in rows if r["case"] == asdict(case)]
-        if not own:
-            continue
-        ratios = " | ".join(spread([r["ratio"][mode] for r in own]) for mode in modes)
         busy = " (busy)" if any(max(r["load"]) > (os.cpu_count() or 1) + 1 for r in own) else ""
         train_ms = median([r["cpu_ms"]["train"] for r in own])
-        work = f"{case.images} images, {case.images // BATCH} steps"
-        lines.append(f"| {TITLES[case.name]} | {work} | {train_ms:.0f}{busy} | {case.goal or 'none'} | {ratios} |")
+        work = f"{case.images} images in {case.images // BATCH} steps"
+        found = " | ".join(spread(ratios(rows, case, mode)) for mode in modes)
+        lines.append(f"| {TITLES[case.name]} | {work} | {train_ms:.0f}{busy} | {case.goal or 'none'} | {found} |")
     lines += ["", "| peak MB, MLP | " + " | ".join(f"{n} clients" for n in memory[0]["peak_mb"]) + " |"]
     lines.append("|---" * (1 + len(memory[0]["peak_mb"])) + "|")
     for m in memory:
@@ -261,9 +250,9 @@ def missed(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> list[str
     """Goals missed by more than a tenth."""
     found = []
     for case in CASES:
-        own = [r["ratio"]["polypfed"] for r in rows if r["case"] == asdict(case)]
-        if case.goal and own and median(own) > 1.1 * case.goal:
-            found.append(f"{case.name}, {case.images} images: {median(own):.3f}, the goal is {case.goal}")
+        ratio = median(ratios(rows, case, "polypfed"))
+        if case.goal and ratio > 1.1 * case.goal:
+            found.append(f"{case.name}, {case.images} images: {ratio:.3f}, the goal is {case.goal}")
     for m in memory:
         values = list(m["peak_mb"].values())
         if max(values) > 1.1 * values[0]:
@@ -285,8 +274,8 @@ def main() -> int:
     if given.peak:
         print(peak(*given.peak))
         return 0
-    repeats, modes = (2, MODES[:2]) if given.quick else (given.repeats, MODES)
-    rows = [row for case in CASES for row in measured(case, repeats, modes)]
+    repeats, modes = (2, ["polypfed"]) if given.quick else (given.repeats, list(MODES))
+    rows = [row for case in CASES for mode in modes for row in measured(case, mode, repeats)]
     counts = (10, 100) if given.quick else (10, 100, 400)
     memory = [peaks(counts, everyone) for everyone in ((False,) if given.quick else (False, True))]
     given.out.parent.mkdir(parents=True, exist_ok=True)

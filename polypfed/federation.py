@@ -162,6 +162,7 @@ class _Engine:
         self.folder = RunDirectory(directory) if directory else None
         self.tell: Listener = listen or (lambda event: None)
         self.history = History()
+        self.strategy = Registry.describe(fed.strategy)
         self.now: Checkpoint
         self._stack = ExitStack()
 
@@ -223,6 +224,7 @@ class _Engine:
 
     def until(self, rounds: int) -> History:
         """Rounds up to `rounds`, then the history with the models in it."""
+        self.lengths = {"delta": self.now.spec.size, **uploads(self.fed.strategy, self.now.spec.boundary)}
         while self.now.round < rounds:
             self._round(self.now.round + 1)
         best = self.now.best
@@ -259,11 +261,10 @@ class _Engine:
         names = self._cohort(number, attempt)
         broadcast = fed.strategy.broadcast(now.x[now.spec.trainable], shared(now.state))
         vectors = shared({"model": now.x, **broadcast})
-        lengths = {"delta": now.spec.size, **uploads(fed.strategy, now.spec.boundary)}
-        tasks = {n: Task(number, "fit", vectors, self._config(number, n, max_bytes(lengths))) for n in names}
-        gate = Gate(now.run, number, frozenset(names), lengths, fed.max_norm or default_max_norm(now.x))
+        tasks = {n: Task(number, "fit", vectors, self._config(number, n, max_bytes(self.lengths))) for n in names}
+        gate = Gate(now.run, number, frozenset(names), self.lengths, fed.max_norm or default_max_norm(now.x))
         spool = self.folder.spool if self.folder else None
-        out = _Collected(InOrder(fed.strategy.reducer.start(lengths), names, spool))
+        out = _Collected(InOrder(fed.strategy.reducer.start(self.lengths), names, spool))
         out.down = len(names) * nbytes(vectors)
         for reply in self.backend.exchange(tasks, fed.deadline):
             self.tell(Event("fit", number, reply.client, self._admit(reply, gate, out)))
@@ -365,7 +366,7 @@ class _Engine:
         return {
             "run": self.now.run,
             "seed": derive(self.fed.seed, "client", number, name),
-            "strategy": Registry.describe(self.fed.strategy),
+            "strategy": dict(self.strategy),
             "accepted": self.now.accepted.get(name, 0),
             "reply_bytes": reply_bytes,
         }
@@ -373,7 +374,7 @@ class _Engine:
     def _settings(self, spec: ModelSpec) -> dict[str, Any]:
         """What must not change between the beginning of a run and its end."""
         settings = {
-            "strategy": Registry.describe(self.fed.strategy),
+            "strategy": self.strategy,
             "seed": self.fed.seed,
             "per_round": self.fed.per_round,
             "keep_best": self.fed.keep_best,
