@@ -31,7 +31,9 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example_is_a_valid_config(path: Path, tmp_path: Path) -> None:
-    assert configs.load(path, {"data.root": tmp_path}).federation.rounds >= 1
+    needs_images = "root = " in path.read_text(encoding="utf-8")
+    config = configs.load(path, {"data.root": tmp_path} if needs_images else None)
+    assert config.federation.rounds >= 1
 
 
 def test_the_demo_is_a_valid_config() -> None:
