@@ -14,8 +14,6 @@ from polypfed.core.messages import Task
 from polypfed.core.model import Vector
 from polypfed.strategies.base import LocalRule, PlainRule, Registry
 
-_FLAT_BELOW = 1_000_000
-
 
 class TrainingError(PolypfedError):
     """Local training cannot go on: its loss is no longer finite."""
@@ -38,8 +36,7 @@ class LocalTraining:
         self.rule: LocalRule = Registry.build(task.config.get("strategy", {"name": "fedavg"})).local_rule()
         self.plain = type(self.rule) is PlainRule
         flat.load(self.x)
-        # Small models are quicker with one flat gradient too; large ones lose by the extra pass over memory.
-        flat.collect_gradients(flat=not self.plain or flat.spec.boundary < _FLAT_BELOW)
+        flat.collect_gradients(flat=not self.plain)  # plain SGD needs no flat gradient, and is quicker without
         shared = {name: vector for name, vector in task.vectors.items() if name != "model"}
         self.rule.begin(self.x[flat.spec.trainable], shared, kept)
         self._optimizer: Optimizer | None = None
