@@ -1,6 +1,6 @@
 """The contract between the round engine and a federated algorithm: a server half and a client half, both pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -175,7 +175,7 @@ class Wrapper(Base):
         inner: the strategy that does the rest.
 
     Raises:
-        ConfigError: it is no strategy.
+        ConfigError: it is no strategy, or an asynchronous one.
     """
 
     inner: Strategy
@@ -183,6 +183,8 @@ class Wrapper(Base):
     def __post_init__(self) -> None:
         if not callable(getattr(self.inner, "step", None)):
             raise ConfigError(f"{self.inner!r} is no strategy", where="inner", remedy="Use FedAvg(), FedAdam(), ...")
+        if getattr(self.inner, "asynchronous", False):
+            raise ConfigError(f"{self.inner!r} is asynchronous: its rounds have no common start", where="inner")
 
     @property
     def reducer(self) -> Reducer:
@@ -220,6 +222,13 @@ class Wrapper(Base):
     def keeps(self, before: Scores, after: Scores) -> bool:
         """The inner one's."""
         return self.inner.keeps(before, after)
+
+
+def nested(strategy: Strategy) -> Iterator[Strategy]:
+    """The strategy and those it wraps, the outermost first."""
+    yield strategy
+    if isinstance(strategy, Wrapper):
+        yield from nested(strategy.inner)
 
 
 def wants(rule: LocalRule, what: Literal["linear", "full_gradient"]) -> bool:

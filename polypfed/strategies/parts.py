@@ -37,10 +37,14 @@ class PartClient:
         if initial is None:
             raise ConfigError("has no initial(), which gives the parts that stay at a site", where=client.name)
         spec, x = initial()
-        self.client, self.name, self._inner = client, client.name, strategy.inner.at_site(client)
-        names = strategy.names(spec)
-        self._own = spec.places(names)
-        self._shared = spec.places({p.name for p in spec.parts} - names)
+        inner: Client = strategy.inner.at_site(client)
+        if isinstance(inner, PartClient):  # FedPer(inner=FedBN()): completing the model once does for both
+            inner = inner._inner
+        self.client, self.name = client, client.name
+        self._inner: Client = inner
+        travels = {p.name for p in strategy.wire(spec).parts}
+        self._own = spec.places({p.name for p in spec.parts} - travels)
+        self._shared = spec.places(travels)
         self._first: Vector = x[self._own].copy()
         self._mine = self._first
 
@@ -100,6 +104,11 @@ class _Parts(Wrapper):
         return PartClient(client, self)
 
 
+def _layer(name: str) -> str:
+    """The layer an array belongs to: 0.bn for 0.bn.weight."""
+    return name.rpartition(".")[0]
+
+
 @Registry.add
 @dataclass(frozen=True, kw_only=True)
 class FedBN(_Parts):
@@ -117,9 +126,8 @@ class FedBN(_Parts):
 
     def names(self, spec: ModelSpec) -> set[str]:
         """A BatchNorm layer is one with running statistics."""
-        ending = "running_mean"
-        layers = tuple(p.name.removesuffix(ending) for p in spec.parts if p.name.endswith(ending))
-        found = {p.name for p in spec.parts if p.name.rpartition(".")[0] + "." in layers}
+        layers = {_layer(p.name) for p in spec.parts if p.name.rpartition(".")[2] == "running_mean"}
+        found = {p.name for p in spec.parts if _layer(p.name) in layers}
         if not found:
             raise ConfigError("the model has no BatchNorm layer", where="strategy", remedy="Use FedPer, or FedAvg")
         return found
@@ -135,15 +143,17 @@ class FedPer(_Parts):
         inner: what shares the rest; FedAvg in the paper.
 
     Raises:
-        ConfigError: a name fits nothing in the model, or nothing is left to share.
+        ConfigError: no name is given, one fits nothing in the model, or nothing is left to share.
     """
 
     local: tuple[str, ...] = ("head",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.local, str) or not all(isinstance(name, str) for name in self.local):
-            raise ConfigError(f"{self.local!r} is not a list of names", where="local")
+        listed = isinstance(self.local, Sequence) and not isinstance(self.local, str)
+        if not listed or not self.local or not all(isinstance(name, str) and name for name in self.local):
+            raise ConfigError(f"{self.local!r} is not a list of names", where="local", remedy='Such as ("head",)')
+        object.__setattr__(self, "local", tuple(self.local))  # a list, as TOML gives it, is no other setting
 
     def names(self, spec: ModelSpec) -> set[str]:
         """The arrays of the groups, and those the patterns fit."""
