@@ -90,18 +90,21 @@ class _Parts(Wrapper):
 
     def wire(self, spec: ModelSpec) -> ModelSpec:
         """The model without them."""
-        try:
-            return self.inner.wire(spec.without(self.names(spec)))
-        except LayoutError as error:
-            raise ConfigError(error.problem, where="strategy.local", remedy="Keep less of the model local") from None
+        return self.inner.wire(self._rest(spec))
 
     def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
         """Something must be left to share."""
-        self.inner.check(self.wire(spec), sites, asked)
+        self.inner.check(self._rest(spec), sites, asked)
 
     def at_site(self, client: "Client") -> "Client":
         """The client that completes what it receives."""
         return PartClient(client, self)
+
+    def _rest(self, spec: ModelSpec) -> ModelSpec:
+        try:
+            return spec.without(self.names(spec))
+        except LayoutError as error:
+            raise ConfigError(error.problem, where="strategy.local", remedy="Keep less of the model local") from None
 
 
 def _layer(name: str) -> str:
