@@ -163,7 +163,7 @@ class Averaging(Base):
     reducer: Reducer = Mean()
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.reducer, "start", None)):
+        if isinstance(self.reducer, type) or not callable(getattr(self.reducer, "start", None)):
             raise ConfigError(f"{self.reducer!r} is no reducer", where="reducer", remedy="Use Mean(), Median(), ...")
 
 
@@ -181,7 +181,7 @@ class Wrapper(Base):
     inner: Strategy
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.inner, "step", None)):
+        if isinstance(self.inner, type) or not callable(getattr(self.inner, "step", None)):
             raise ConfigError(f"{self.inner!r} is no strategy", where="inner", remedy="Use FedAvg(), FedAdam(), ...")
         if getattr(self.inner, "asynchronous", False):
             raise ConfigError(f"{self.inner!r} is asynchronous: its rounds have no common start", where="inner")
@@ -250,10 +250,17 @@ def rehearse(strategy: Strategy, sites: Sequence[str]) -> None:
     """Run one server step on zeros.
 
     Raises:
-        ConfigError: `step` asks for a vector that the client half does not send.
+        ConfigError: `step` asks for a vector that the client half does not send, or that for one not broadcast.
     """
     x = np.zeros(2, np.float32)
-    sent = {name: np.zeros(length, np.float32) for name, length in uploads(strategy, 2).items()}
+    try:
+        sent = {name: np.zeros(length, np.float32) for name, length in uploads(strategy, 2).items()}
+    except KeyError as error:
+        raise ConfigError(
+            f"the local rule asks for {error}, which clients do not get",
+            where="strategy",
+            remedy="Return it from broadcast",
+        ) from None
     cohort = Cohort(1, tuple(sites), (1,) * len(sites), len(sites))
     try:
         strategy.step(x, strategy.init(x), {"delta": x, **sent}, cohort)

@@ -38,9 +38,13 @@ class Anchored(Base):
         """The rule above."""
         return AnchoredRule(self.strength)
 
-    def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
+    def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
         """There is no server half."""
         raise ConfigError("is the client half of Ditto", where="strategy", remedy="Use Ditto")
+
+    def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
+        """Never asked for."""
+        raise NotImplementedError
 
 
 class DittoClient:

@@ -8,6 +8,8 @@ from polypfed.strategies.base import Scores, Strategy, Wrapper
 from polypfed.strategies.fedavg import FedAvg
 from polypfed.strategies.registry import Registry
 
+_ROUNDING = 1e-12  # a mean of equal scores is not worse because its sum was rounded
+
 
 @Registry.add
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +53,8 @@ class KeepBest(Wrapper):
             return False
         gains = {s: sign * (after[s][0][metric] - before[s][0][metric]) for s in both}
         mean = sum(after[s][1] * gain for s, gain in gains.items()) / sum(after[s][1] for s in both)
-        vetoed = self.veto is not None and min(gains.values()) < -self.veto
-        return mean >= self.tolerance and not vetoed and self.inner.keeps(before, after)
+        vetoed = self.veto is not None and min(gains.values()) < -self.veto - _ROUNDING
+        return mean >= self.tolerance - _ROUNDING and not vetoed and self.inner.keeps(before, after)
 
     def check_scores(self, scores: Scores) -> None:
         """Refuse, in round 0, to wait for a metric that no site reports.
