@@ -7,15 +7,18 @@ from typing import Any, ClassVar, TypeVar, cast
 
 from polypfed.core.errors import ConfigError
 from polypfed.core.reduce import Mean
+from polypfed.core.robust import GeometricMedian, Krum, Median, MultiKrum, NormClip, TrimmedMean
 from polypfed.strategies.base import Base, Strategy
 
 A = TypeVar("A")
+
+REDUCERS = (Mean, Median, TrimmedMean, Krum, MultiKrum, GeometricMedian, NormClip)
 
 
 class Registry:
     """Strategies, and the reducers they are given, by name."""
 
-    _known: ClassVar[dict[str, type]] = {"mean": Mean}
+    _known: ClassVar[dict[str, type]] = {kind.__name__.lower(): kind for kind in REDUCERS}
 
     @classmethod
     def add(cls, kind: type[A]) -> type[A]:
