@@ -147,14 +147,15 @@ class MultiKrum(Krum):
 class GeometricMedian:
     """The point whose distances to the updates add up to least, nearly: it bears fewer than m/2 bad updates.
 
-        z_0 = sum w_i D_i / sum w_i ;   T times  b_i = w_i / max(nu, |D_i - z|) ,  z = sum b_i D_i / sum b_i
+        z = the median of each value ;   T times  b_i = w_i / max(nu, |D_i - z|) ,  z <- sum b_i D_i / sum b_i
 
     Args:
         weights: "uniform", or as in Mean where the claims of the senders are to be believed.
         T: steps of the iteration.
         nu: distances below it count as it.
 
-    Differs: the paper's aggregator sees only sums, and each sender computes its own b_i. Here nobody does that for
+    Differs: the paper starts at the mean, from where three steps leave 3 % of the way to go that two of nine updates
+    have pulled it, however far that is. Its senders compute their own b_i, so that sums suffice; here nobody judges
     himself. BatchNorm statistics and extras have a geometric median of their own.
 
     Source: Pillutla et al., Robust Aggregation for Federated Learning, 2022, Alg. 2.
@@ -187,11 +188,12 @@ class GeometricMedian:
         return _each(lambda rows: self._median(rows, weights))(got)
 
     def _median(self, rows: Sequence[Vector], weights: distances.Wide) -> Vector:
-        shares = weights / weights.sum()
+        z = ranks.median(rows)
+        away = np.sqrt([distances.apart(row, z) for row in rows])
         for _ in range(self.T):
-            closeness = weights / np.maximum(self.nu, distances.combined(rows, shares)[1])
-            shares = closeness / closeness.sum()
-        return distances.combined(rows, shares)[0]
+            closeness = weights / np.maximum(self.nu, away)
+            z, away = distances.combined(rows, closeness / closeness.sum())
+        return z
 
 
 @dataclass(frozen=True)
