@@ -132,9 +132,10 @@ class Base:
                 where="reducer",
                 remedy="Ask more sites in a round, or choose another reducer",
             )
-        if isinstance(self.reducer, Mean):
+        weight = getattr(self.reducer, "weight", None)
+        if weight is not None:
             for site in sites:
-                self.reducer.weight(site, 1)
+                weight(site, 1)
 
     def wire(self, spec: ModelSpec) -> ModelSpec:
         """The whole model."""
