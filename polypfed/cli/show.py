@@ -99,7 +99,7 @@ def cells(heads: Sequence[str], body: Sequence[Sequence[str]], title: str) -> No
     """Print a table of words and numbers; the first column is words."""
     out = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for place, head in enumerate(heads):
-        out.add_column(escape(head), justify="right" if place else "left", overflow="fold")
+        out.add_column(escape(head).replace(" ", "\n"), justify="right" if place else "left", no_wrap=True)
     for line in body:
         out.add_row(*map(escape, line))
     console.print(out)
