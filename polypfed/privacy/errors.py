@@ -12,7 +12,7 @@ PolypfedError
 from polypfed.core.errors import ConfigError, PolypfedError, Refused
 
 FRAME_REASONS = (
-    "size header signature wrong-key wrong-parameters wrong-job stale-round unknown-site duplicate "
+    "size header signature body wrong-key wrong-parameters wrong-job stale-round unknown-site duplicate "
     "frames too-many-sites count share incomplete".split()
 )
 """Why a frame, a share or a sum is refused."""

@@ -4,9 +4,11 @@ level = floor(L (w x + R) / 2R + u),   u uniform in [0, 1):  E[level] lies on w 
 sum of w x = (2 * sum of levels - K L) R / L
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from polypfed.privacy.errors import FrameRefused
 from polypfed.privacy.slots import Integers, Slots
 
 _BLOCK = 1 << 16
+_CHECKS = 4
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,9 @@ class Decoded:
 class Codec:
     """Vectors of one site to slots, sums of slots to a mean.
 
-    Behind the values ride 1 + d lanes: a one per site, so that the sum knows how many sites are in it, and the d
-    digits of the number of examples, so that the total weight is an exact integer and no site's number is seen.
+    Behind the values ride some lanes more: a one per site, so that the sum knows how many sites are in it; four digits
+    of a digest of the grid, so that sites with different grids are found out; and the digits of the number of
+    examples, so that the total weight is an exact integer and no site's number is seen.
 
     Args:
         slots: lanes and modulus.
@@ -121,8 +125,8 @@ class Codec:
 
     @property
     def values(self) -> int:
-        """Lanes in use: the vector, the count, the digits of the weight."""
-        return self.grid.length + 1 + self._digits
+        """Lanes in use: the vector, the count, the digest of the grid, the digits of the weight."""
+        return self.grid.length + 1 + _CHECKS + self._digits
 
     @property
     def size(self) -> int:
@@ -166,8 +170,7 @@ class Codec:
             saturated += outside
             if lost is not None:
                 lost[at] = exact - _value(levels[at], 1, bound, self.slots.levels)
-        levels[self.grid.length] = 1
-        levels[self.grid.length + 1 :] = self._split(weight)
+        levels[self.grid.length :] = [1, *self._check, *self._split(weight)]
         return Encoded(self.slots.pack(levels), saturated, lost)
 
     def decode(self, total: Integers, expect: int | None = None) -> Decoded:
@@ -177,13 +180,17 @@ class Codec:
             expect: how many sites should be in it, by whoever added them.
 
         Raises:
-            FrameRefused: count: the sum holds another number of sites, or none, or more than it admits.
+            FrameRefused: count: the sum holds another number of sites, or none, or more than it admits;
+                wrong-parameters: the sites had different grids.
             LayoutError: the sum has another length, or cannot be a sum of packed values.
         """
         sums = self.slots.unpack(total, self.values)
-        count, rest = int(sums[self.grid.length]), sums[self.grid.length + 1 :]
+        ones, checks, rest = np.split(sums[self.grid.length :], [1, 1 + _CHECKS])
+        count = int(ones[0])
         if not 0 < count <= self.slots.sites or (expect is not None and count != expect):
             raise FrameRefused("count", f"the sum holds {count} sites, not {expect or f'1 to {self.slots.sites}'}")
+        if checks.tolist() != [count * digit for digit in self._check]:
+            raise FrameRefused("wrong-parameters", "the sites did not use one and the same grid")
         weight = count if self.cap is None else self._join(rest)
         divisor = count if self.cap is None else weight / self.cap
         mean = np.zeros(self.grid.length, np.float32)
@@ -191,6 +198,12 @@ class Codec:
             for bound, at in self.grid.pieces():
                 mean[at] = _value(sums[at], count, bound, self.slots.levels) / divisor
         return Decoded(mean, weight, count)
+
+    @cached_property
+    def _check(self) -> list[int]:
+        text = repr((self.grid.bounds, self.grid.sizes, self.cap)).encode()
+        digest = int.from_bytes(hashlib.sha256(text).digest(), "little")
+        return [(digest >> 64 * d & (1 << 64) - 1) % (self.slots.levels + 1) for d in range(_CHECKS)]
 
     def _split(self, weight: int) -> list[int]:
         mask = (1 << self._digit_bits) - 1
@@ -204,9 +217,9 @@ def _round(
     exact: NDArray[np.float64], bound: float, levels: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], int]:
     """Stochastically rounded levels, and how many values were outside [-bound, bound]."""
-    outside = np.count_nonzero(np.abs(exact) > bound)
     if not np.isfinite(exact).all():
         raise DataError("a value is not finite", where="delta")
+    outside = np.count_nonzero(np.abs(exact) > bound)
     scaled = (exact + bound) * (levels / (2 * bound))
     scaled += generator.random(exact.size, np.float32)
     return np.clip(np.floor(scaled, out=scaled), 0, levels, out=scaled), int(outside)
@@ -214,6 +227,8 @@ def _round(
 
 def _value(levels: NDArray[np.uint32], count: int, bound: float, most: int) -> NDArray[np.float64]:
     """The sum that `levels` stand for; integers are subtracted first, so a sum of zeros is exactly zero."""
-    centred = 2.0 * levels - float(count * most)
+    centred = levels.astype(np.float64)
+    centred *= 2
+    centred -= count * most
     centred *= bound / most
     return centred

@@ -140,3 +140,12 @@ def test_what_cannot_be_encoded_is_refused():
             Grid.flat(bound, 2)
     with pytest.raises(ConfigError, match="2 bounds for 1"):
         Grid((1.0, 2.0), (3,))
+
+
+def test_sites_with_different_grids_are_found_out():
+    mine, other = (Codec(BYTE, Grid.flat(bound, 10)) for bound in (1.0, 1.0001))
+    zero = np.zeros(10, np.float32)
+    total = mine.encode(zero, 1, np.random.default_rng(0)).slots + other.encode(zero, 1, np.random.default_rng(0)).slots
+    with pytest.raises(FrameRefused, match="one and the same grid") as caught:
+        mine.decode(total, expect=2)
+    assert caught.value.reason == "wrong-parameters"
