@@ -17,7 +17,7 @@ from polypfed.core.errors import ConfigError
 from polypfed.core.settings import whole
 from polypfed.privacy.errors import FrameRefused
 
-Kind = Literal["update", "sum", "relay"]
+Kind = Literal["update", "sum", "relay", "masked"]
 _KINDS = get_args(Kind)
 _MAGIC = b"PPHE"
 _HEADER = struct.Struct("<4sBBBB8s8s16sIHHQHHIII")

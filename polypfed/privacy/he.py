@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from polypfed.core.files import write_atomic
 from polypfed.privacy.errors import FrameRefused
 from polypfed.privacy.frames import SERVER, Frame, Kind, Label, Signer, Verifier, expect, read
+from polypfed.privacy.intake import Intake, Upload
 from polypfed.privacy.params import HEParams
 from polypfed.privacy.seal import SEED, Ciphertexts, KeyHolder, Scheme
 from polypfed.privacy.slots import Integers
@@ -66,22 +66,24 @@ class Accumulator:
     def __init__(
         self, params: HEParams, label: Label, verifiers: Mapping[int, Verifier], spool: Path | None = None
     ) -> None:
-        self.params, self.label, self.verifiers = params, label, verifiers
-        self.participants: list[int] = []
+        self.params, self.label = params, label
         self._blocks = blocks(params, label.length)
         self._rows = self._blocks[-1].stop if self._blocks else 0
         self._c0 = np.zeros((self._rows, params.degree), np.uint64)
         self._c1: NDArray[np.uint64] | None = None
         self._seeds: list[NDArray[np.uint8]] = []
-        self._waiting: dict[int, _Upload] = {}
-        self._spool = spool
+        self._intake = Intake(label, "update", verifiers, params.sites, len(self._blocks), self._check, spool)
+
+    @property
+    def participants(self) -> list[int]:
+        """The sites counted so far, in order of arrival."""
+        return self._intake.counted
 
     @property
     def nbytes(self) -> int:
         """Memory of the sum and of uploads that wait in memory."""
-        held = sum(upload.nbytes for upload in self._waiting.values())
         c1 = 0 if self._c1 is None else self._c1.nbytes
-        return self._c0.nbytes + c1 + sum(s.nbytes for s in self._seeds) + held
+        return self._c0.nbytes + c1 + sum(s.nbytes for s in self._seeds) + self._intake.nbytes
 
     def add(self, data: bytes) -> int | None:
         """Take one frame; the number of its site once that was its last one and the site has been counted.
@@ -92,34 +94,24 @@ class Accumulator:
             FrameRefused: the frame is damaged, forged, of another job, key, round or parameters, comes twice or from a
                 site that has been counted; or one site more than the parameters admit.
         """
-        frame = read(data, self.verifiers)
-        expect(frame, self.label, ("update",))
-        who = f"site {frame.site}"
-        if frame.site in self.participants:
-            raise FrameRefused("duplicate", "has been counted in this round", where=who)
-        if len(self.participants) >= self.params.sites:
-            raise FrameRefused("too-many-sites", f"the parameters admit {self.params.sites}", where=who)
-        if frame.sites != 1:
-            raise FrameRefused("header", f"claims to be a sum of {frame.sites}", where=who)
-        upload = self._waiting.get(frame.site) or _Upload(frame.site, len(self._blocks), frame.full, self._spool)
-        upload.check(frame)
-        self._split(frame.body, frame.index, frame.full)
-        self._waiting[frame.site] = upload
-        if not upload.keep(frame):
+        upload = self._intake.add(data)
+        if upload is None:
             return None
         self._count(upload)
-        return frame.site
+        return upload.site
 
     def drop(self, site: int) -> None:
         """Forget the frames of a site that will not be completed."""
-        if upload := self._waiting.pop(site, None):
-            upload.clear()
+        self._intake.drop(site)
+
+    def _check(self, frame: Frame) -> None:
+        self._split(frame.body, frame.index, frame.full)
 
     def _split(self, body: bytes, index: int, full: bool) -> Ciphertexts:
         rows = self._blocks[index].stop - self._blocks[index].start
         return _parse(self.params, body, rows, 0 if full else 1, full)
 
-    def _count(self, upload: "_Upload") -> None:
+    def _count(self, upload: Upload) -> None:
         seeds = None if upload.full else np.empty((self._rows, SEED), np.uint8)
         if upload.full and self._c1 is None:
             self._c1 = np.zeros_like(self._c0)
@@ -132,8 +124,7 @@ class Accumulator:
                 add_mod(self._c1[rows], part.c1, self.params.prime)
         if seeds is not None:
             self._seeds.append(seeds)
-        self.participants.append(upload.site)
-        self.drop(upload.site)
+        self._intake.done(upload)
 
     def frames(self, signer: Signer, scheme: Scheme | None = None) -> Iterator[bytes]:
         """The sum as frames: a manifest of the participants, then the ciphertexts.
@@ -187,7 +178,8 @@ def open_sum(holder: KeyHolder, frames: Iterable[bytes], label: Label, server: V
     """
     params, parts = holder.params, blocks(holder.params, label.length)
     out = np.empty((parts[-1].stop if parts else 0) * params.degree, np.uint64)
-    seeded, participants, taken = 0, (), 0
+    participants: tuple[int, ...] = ()
+    seeded = taken = 0
     for data in frames:
         frame = read(data, {SERVER: server})
         expect(frame, label, ("sum", "relay"))
@@ -234,44 +226,3 @@ def _parse(params: HEParams, body: bytes, rows: int, seeded: int, full: bool) ->
 def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
-
-
-class _Upload:
-    """The frames of one site under way, in memory or in a folder."""
-
-    def __init__(self, site: int, count: int, full: bool, folder: Path | None) -> None:
-        self.site, self.count, self.full, self._folder = site, count, full, folder
-        self._bodies: dict[int, bytes | Path] = {}
-
-    @property
-    def nbytes(self) -> int:
-        return sum(len(b) for b in self._bodies.values() if isinstance(b, bytes))
-
-    def check(self, frame: Frame) -> None:
-        who = f"site {self.site}"
-        if frame.count != self.count or frame.index >= self.count:
-            raise FrameRefused("frames", f"frame {frame.index} of {frame.count}, there must be {self.count}", where=who)
-        if frame.index in self._bodies:
-            raise FrameRefused("duplicate", f"frame {frame.index} came twice", where=who)
-        if frame.full is not self.full:
-            raise FrameRefused("header", "changes its layout between frames", where=who)
-
-    def keep(self, frame: Frame) -> bool:
-        """True once all frames are there."""
-        if self._folder is None:
-            self._bodies[frame.index] = frame.body
-        else:
-            path = self._folder / f"site{self.site}.{frame.index}"
-            write_atomic(path, frame.body)
-            self._bodies[frame.index] = path
-        return len(self._bodies) == self.count
-
-    def body(self, index: int) -> bytes:
-        kept = self._bodies[index]
-        return kept if isinstance(kept, bytes) else kept.read_bytes()
-
-    def clear(self) -> None:
-        for kept in self._bodies.values():
-            if isinstance(kept, Path):
-                kept.unlink(missing_ok=True)
-        self._bodies.clear()

@@ -133,7 +133,7 @@ class HEParams:
 
 def _root(value: int, k: int) -> int:
     """The largest integer whose k-th power is at most `value`."""
-    guess = round(value ** (1 / k)) + 2
+    guess = round(float(value) ** (1 / k)) + 2
     while guess**k > value:
         guess -= 1
     return guess
