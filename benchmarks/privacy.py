@@ -3,13 +3,13 @@
     python benchmarks/privacy.py [--quick] [--check] [--repeats 5] [--out runs/bench/privacy.jsonl]
 
 The vectors are as long as our YOLOv5n and YOLOv5s; one thread; CPU milliseconds, the least of the repeats; all in one
-run, each repeat takes turns over what is compared. "plain" is the same update as a float32 message. "codec" is NVFlare's
-CKKS with its provisioner's parameters on one flat vector. "route" is its real message: `HEModelEncryptor` on the whole
-state dict, tensor by tensor, then `fobs.dumps`; it runs for YOLOv5n in a process of its own (2 GB) and is computed from
-its measured parts for YOLOv5s. "encrypt" is from slots to signed frames, "quantise" from floats to slots. "share" is the
-CPU time of all of it over that of a 2-site round of 6 epochs on 400 images of 192 px a site (Kvasir-SEG's training images
-over two sites), of which 32 images are trained on and scaled. Goals against NVFlare are for values of 8 bits and more in
-four lanes; 15 bits take three lanes and a third more bytes.
+run, each repeat takes turns over what is compared. "plain" is the same update as a float32 message. "codec" is
+NVFlare's CKKS with its provisioner's parameters on one flat vector. "route" is its real message: `HEModelEncryptor` on
+the whole state dict, tensor by tensor, then `fobs.dumps`; it runs for YOLOv5n in a process of its own (2 GB) and is
+computed from its measured parts for YOLOv5s. "encrypt" is from slots to signed frames, "quantise" from floats to
+slots. "share" is the CPU time of all of it over that of a 2-site round of 6 epochs on 400 images of 192 px a site
+(Kvasir-SEG's training images over two sites), of which 32 images are trained on and scaled. Goals against NVFlare are
+for values of 8 bits and more in four lanes; 15 bits take three lanes and a third more bytes.
 
 Appends one JSON line per row to --out and prints Markdown. --check: exit code 1 if a goal is missed; --quick: about a
 minute on free cores, fewer repeats, codec on 2**20 values only.
