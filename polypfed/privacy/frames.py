@@ -9,9 +9,12 @@ Every check but the body's is done on the header, after the tag has been verifie
 import hashlib
 import hmac
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from polypfed.core.errors import ConfigError
 from polypfed.core.settings import whole
@@ -159,6 +162,29 @@ def read(data: bytes, verifiers: Mapping[int, Verifier], *, limit: int = 1 << 24
         raise FrameRefused("signature", "the tag does not fit the frame", where=f"site {site}") from None
     label = Label(job, number, attempt, key, params, length)
     return Frame(label, _KINDS[kind], site, sites, index, count, body, bool(full))
+
+
+def joined(frames: Iterable[bytes]) -> NDArray[np.uint8]:
+    """Frames one after another, (bytes,) uint8: how an upload or a sum travels inside an Update or a Task."""
+    return np.frombuffer(b"".join(frames), np.uint8)
+
+
+def split(data: NDArray[np.uint8] | bytes) -> Iterator[bytes]:
+    """The frames of `joined`, one copied at a time; their contents are not checked.
+
+    Raises:
+        FrameRefused: size: the bytes do not end with a whole frame.
+    """
+    buffer: Any = data  # of bytes either way
+    view, start = memoryview(buffer).cast("B"), 0
+    while start < len(view):
+        if len(view) - start < OVERHEAD:
+            raise FrameRefused("size", f"{len(view) - start} bytes follow the last frame")
+        stop = start + OVERHEAD + _HEADER.unpack_from(view, start)[-1]
+        if stop > len(view):
+            raise FrameRefused("size", "the last frame is cut short")
+        yield bytes(view[start:stop])
+        start = stop
 
 
 def expect(frame: Frame, label: Label, kinds: tuple[Kind, ...]) -> None:

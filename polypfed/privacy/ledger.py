@@ -11,7 +11,8 @@ from polypfed.core.settings import positive, whole
 from polypfed.privacy.errors import BudgetExhausted
 
 _LARGE = [float(x) for x in (*range(64, 128, 4), *range(128, 512, 16), 512, 1024)]
-ORDERS = [1 + x / 10 for x in range(1, 100)] + [float(x) for x in range(11, 64)] + _LARGE
+_FRACTIONS = [1 + x / 40 for x in range(1, 40)] + [x / 10 for x in range(20, 110)]
+ORDERS = _FRACTIONS + [float(x) for x in range(11, 64)] + _LARGE
 """Of the Renyi divergences, as accountants commonly take them."""
 
 SAMPLED_ORDERS = [x / 10 for x in range(20, 60)] + [float(x) for x in range(6, 64)] + _LARGE

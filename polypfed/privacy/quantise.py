@@ -21,6 +21,7 @@ from polypfed.privacy.slots import Integers, Slots
 
 _BLOCK = 1 << 16
 _CHECKS = 4
+_PEAK_BITS, _PEAK_UNIT = 36, 1 << 12  # (largest value / bound)**2 from 1/64 squared to 4096 squared
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Grid:
     """The common grid: `sizes[s]` values of section s lie in [-bounds[s], bounds[s]].
 
     One section suffices; one per tensor costs no bytes and suits tensors of different scale better. All sites of
-    a round must use the same grid, else their integers do not add.
+    a round must use the same grid, else their integers do not add. Bounds are rounded to float32, as states keep them.
 
     Raises:
         ConfigError: a bound is no number above 0, or there are not as many bounds as sizes.
@@ -41,7 +42,8 @@ class Grid:
         if len(self.bounds) != len(self.sizes):
             raise ConfigError(f"{len(self.bounds)} bounds for {len(self.sizes)} sections", where="bounds")
         for bound in self.bounds:
-            positive(bound=bound)
+            positive(bound=np.float32(bound))
+        object.__setattr__(self, "bounds", tuple(float(np.float32(b)) for b in self.bounds))
 
     @classmethod
     def flat(cls, bound: float, length: int) -> "Grid":
@@ -53,25 +55,22 @@ class Grid:
         """Values in all sections."""
         return sum(self.sizes)
 
-    def pieces(self) -> Sequence[tuple[float, slice]]:
-        """(bound, slice) blocks that fit the cache."""
+    def pieces(self) -> list[tuple[int, slice]]:
+        """(section, slice) blocks that fit the cache."""
         found, start = [], 0
-        for bound, size in zip(self.bounds, self.sizes, strict=True):
+        for section, size in enumerate(self.sizes):
             stop = start + size
-            found += [(bound, slice(a, min(a + _BLOCK, stop))) for a in range(start, stop, _BLOCK)]
+            found += [(section, slice(a, min(a + _BLOCK, stop))) for a in range(start, stop, _BLOCK)]
             start = stop
         return found
 
-    def following(self, mean: Vector, factor: float = 4.0) -> "Grid":
-        """The grid of the next round, from a mean that every key holder has: factor * largest value of each section.
+    def following(self, peaks: Sequence[float], factor: float = 2.0) -> "Grid":
+        """The grid of the next round: factor * what `Decoded.peaks` says of each section.
 
-        A section that did not move keeps its bound. Deterministic: equal means give equal grids.
+        A section that nobody moved keeps its bound; none shrinks by more than half, as a site with larger values may
+        only have missed a round. All who hold the sum get the same grid.
         """
-        bounds, start = [], 0
-        for bound, size in zip(self.bounds, self.sizes, strict=True):
-            peak = float(np.abs(mean[start : start + size]).max(initial=0.0))
-            bounds.append(factor * peak if peak > 0 and math.isfinite(factor * peak) else bound)
-            start += size
+        bounds = (max(factor * p, bound / 2) if p > 0 else bound for p, bound in zip(peaks, self.bounds, strict=True))
         return Grid(tuple(bounds), self.sizes)
 
 
@@ -86,11 +85,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The mean of `count` sites, float32; `weight` is the sum of their examples, or `count` under uniform weights."""
+    """The mean of `count` sites, float32; `weight` is the sum of their examples, or `count` under uniform weights.
+
+    `peaks`: per section, the root mean square over the sites of the largest weighted value each had to send.
+    """
 
     mean: Vector
     weight: int
     count: int
+    peaks: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,9 @@ class Codec:
     """Vectors of one site to slots, sums of slots to a mean.
 
     Behind the values ride some lanes more: a one per site, so that the sum knows how many sites are in it; four digits
-    of a digest of the grid, so that sites with different grids are found out; and the digits of the number of
-    examples, so that the total weight is an exact integer and no site's number is seen.
+    of a digest of the grid, so that sites with different grids are found out; the digits of the number of examples, so
+    that the total weight is an exact integer and no site's number is seen; and for each section the square of its
+    largest value, so that the next grid suits what the sites send and not only their mean, which may be far smaller.
 
     Args:
         slots: lanes and modulus.
@@ -112,7 +116,7 @@ class Codec:
         >>> a = codec.encode(np.float32([0.5, 0.0, -1.0]), 10, draw).slots
         >>> b = codec.encode(np.float32([-0.5, 0.0, 1.0]), 10, draw).slots
         >>> codec.decode(a + b, expect=2)
-        Decoded(mean=array([0., 0., 0.], dtype=float32), weight=20, count=2)
+        Decoded(mean=array([0., 0., 0.], dtype=float32), weight=20, count=2, peaks=(1.0,))
     """
 
     slots: Slots
@@ -125,8 +129,8 @@ class Codec:
 
     @property
     def values(self) -> int:
-        """Lanes in use: the vector, the count, the digest of the grid, the digits of the weight."""
-        return self.grid.length + 1 + _CHECKS + self._digits
+        """Lanes in use: the vector, the count, the digest of the grid, the weight, the peaks."""
+        return self.grid.length + 1 + _CHECKS + self._digits(self._weight_bits) + self._peak_digits
 
     @property
     def size(self) -> int:
@@ -134,8 +138,15 @@ class Codec:
         return self.slots.count(self.values)
 
     @property
-    def _digits(self) -> int:
-        return 0 if self.cap is None else math.ceil((self.cap).bit_length() / self._digit_bits)
+    def _weight_bits(self) -> int:
+        return 0 if self.cap is None else self.cap.bit_length()
+
+    @property
+    def _peak_digits(self) -> int:
+        return len(self.grid.sizes) * self._digits(_PEAK_BITS)
+
+    def _digits(self, bits: int) -> int:
+        return -(-bits // self._digit_bits)
 
     @property
     def _digit_bits(self) -> int:
@@ -161,16 +172,20 @@ class Codec:
         levels = np.zeros(self.values, np.uint32)
         lost = np.empty_like(vector) if residual is not None else None
         factor = 1.0 if self.cap is None else weight / self.cap
-        saturated = 0
-        for bound, at in self.grid.pieces():
+        saturated, peaks = 0, [0.0] * len(self.grid.sizes)
+        for section, at in self.grid.pieces():
+            bound = self.grid.bounds[section]
             exact = vector[at].astype(np.float64) * factor
             if residual is not None:
                 exact += residual[at]
+            peak = float(max(exact.max(), -exact.min())) / bound
             levels[at], outside = _round(exact, bound, self.slots.levels, generator)
-            saturated += outside
+            saturated, peaks[section] = saturated + outside, max(peaks[section], peak)
             if lost is not None:
                 lost[at] = exact - _value(levels[at], 1, bound, self.slots.levels)
-        levels[self.grid.length :] = [1, *self._check, *self._split(weight)]
+        squares = [min(math.ceil(_PEAK_UNIT * p * p), (1 << _PEAK_BITS) - 1) for p in peaks]
+        trailer = [1, *self._check, *self._split(weight, self._weight_bits)]
+        levels[self.grid.length :] = trailer + [d for square in squares for d in self._split(square, _PEAK_BITS)]
         return Encoded(self.slots.pack(levels), saturated, lost)
 
     def decode(self, total: Integers, expect: int | None = None) -> Decoded:
@@ -185,19 +200,22 @@ class Codec:
             LayoutError: the sum has another length, or cannot be a sum of packed values.
         """
         sums = self.slots.unpack(total, self.values)
-        ones, checks, rest = np.split(sums[self.grid.length :], [1, 1 + _CHECKS])
+        behind = 1 + _CHECKS + self._digits(self._weight_bits)
+        ones, checks, digits, rest = np.split(sums[self.grid.length :], [1, 1 + _CHECKS, behind])
         count = int(ones[0])
         if not 0 < count <= self.slots.sites or (expect is not None and count != expect):
             raise FrameRefused("count", f"the sum holds {count} sites, not {expect or f'1 to {self.slots.sites}'}")
         if checks.tolist() != [count * digit for digit in self._check]:
             raise FrameRefused("wrong-parameters", "the sites did not use one and the same grid")
-        weight = count if self.cap is None else self._join(rest)
+        weight = count if self.cap is None else self._join(digits)
         divisor = count if self.cap is None else weight / self.cap
         mean = np.zeros(self.grid.length, np.float32)
         if divisor:
-            for bound, at in self.grid.pieces():
-                mean[at] = _value(sums[at], count, bound, self.slots.levels) / divisor
-        return Decoded(mean, weight, count)
+            for section, at in self.grid.pieces():
+                mean[at] = _value(sums[at], count, self.grid.bounds[section], self.slots.levels) / divisor
+        squares = [self._join(part) for part in rest.reshape(len(self.grid.sizes), -1)]
+        peaks = (b * math.sqrt(s / (count * _PEAK_UNIT)) for b, s in zip(self.grid.bounds, squares, strict=True))
+        return Decoded(mean, weight, count, tuple(peaks))
 
     @cached_property
     def _check(self) -> list[int]:
@@ -205,9 +223,9 @@ class Codec:
         digest = int.from_bytes(hashlib.sha256(text).digest(), "little")
         return [(digest >> 64 * d & (1 << 64) - 1) % (self.slots.levels + 1) for d in range(_CHECKS)]
 
-    def _split(self, weight: int) -> list[int]:
+    def _split(self, value: int, bits: int) -> list[int]:
         mask = (1 << self._digit_bits) - 1
-        return [weight >> (self._digit_bits * d) & mask for d in range(self._digits)]
+        return [value >> (self._digit_bits * d) & mask for d in range(self._digits(bits))]
 
     def _join(self, digits: NDArray[np.uint32]) -> int:
         return sum(int(digit) << (self._digit_bits * d) for d, digit in enumerate(digits))

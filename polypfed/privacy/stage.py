@@ -232,7 +232,7 @@ class Quantise(_Step):
 
     Args:
         bits: of a value, at least.
-        bound: of the first round's values, weighted; later grids follow the released mean.
+        bound: of the first round's values, weighted; later grids follow what the sites send.
         cap: the most examples a site may have; None weighs all sites alike.
         feedback: keep what rounding and saturation lost for the next round.
     """

@@ -102,8 +102,6 @@ def test_each_section_has_its_own_bound():
     mean = codec.decode(codec.encode(vector, 1, np.random.default_rng(0)).slots).mean
     assert np.abs(mean[:3] - vector[:3]).max() <= 2 * 0.001 / BYTE.levels
     assert np.abs(mean[3:] - vector[3:]).max() <= 2 * 100 / BYTE.levels
-    following = grid.following(np.float32([0, 0.5, -0.1, 0, 0]))
-    assert following == Grid((2.0, 100.0), (3, 2))
 
 
 def test_the_same_generator_gives_the_same_slots():
@@ -149,3 +147,27 @@ def test_sites_with_different_grids_are_found_out():
     with pytest.raises(FrameRefused, match="one and the same grid") as caught:
         mine.decode(total, expect=2)
     assert caught.value.reason == "wrong-parameters"
+
+
+def test_the_next_grid_suits_what_sites_send_though_their_mean_is_zero():
+    """Two sites pull in opposite directions: the mean vanishes, the grid must not."""
+    codec = Codec(BYTE, Grid((1.0, 1.0, 1.0), (4, 2, 1)))
+    vector = np.float32([0.1, -0.5, 0, 0.2, 7.0, -0.01, 0])
+    result = codec.decode(sum(encoded(codec, [vector, -vector], [1, 1])), expect=2)
+    assert result.peaks == pytest.approx((0.5, 7.0, 0.0), rel=0.02)
+    following = codec.grid.following(result.peaks)
+    assert following.bounds == pytest.approx((1.0, 14.0, 1.0), rel=0.02)
+    again = Codec(BYTE, following).encode(vector, 1, np.random.default_rng(0))
+    assert again.saturated == 0
+
+
+def test_a_site_much_larger_than_the_others_still_moves_the_grid():
+    codec = Codec(BYTE, Grid.flat(0.01, 10))
+    vectors = [np.full(10, 1e-4, np.float32)] * 3 + [np.full(10, 3.0, np.float32)]
+    grid = codec.grid
+    for _ in range(3):
+        codec = Codec(BYTE, grid)
+        out = [codec.encode(v, 1, np.random.default_rng(0)) for v in vectors]
+        grid = grid.following(codec.decode(sum(o.slots for o in out), expect=4).peaks)
+    assert sum(o.saturated for o in out) == 0
+    assert 2.5 < grid.bounds[0] < 3.5
