@@ -35,9 +35,8 @@ class Ledger:
 
     Example:
         >>> ledger = Ledger(epsilon=8.0, delta=1e-5)
-        >>> ledger = ledger.charge(multiplier=4.0)  # before the release, not after
-        >>> round(ledger.spent, 3)
-        1.013
+        >>> ledger.charged(multiplier=4.0).charged(multiplier=4.0).entries  # `charge` also refuses to overspend
+        ((1.0, 4.0, 2),)
     """
 
     epsilon: float

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypfed.core.errors import ConfigError, DataError, LayoutError
-from polypfed.core.model import Vector
+from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.settings import positive, whole
 from polypfed.privacy.errors import FrameRefused
 from polypfed.privacy.slots import Integers, Slots
@@ -49,6 +49,16 @@ class Grid:
     def flat(cls, bound: float, length: int) -> "Grid":
         """One bound for all values."""
         return cls((float(bound),), (length,))
+
+    @classmethod
+    def of_model(cls, spec: ModelSpec, x: Vector, share: float = 0.05, floor: float = 1e-3) -> "Grid":
+        """One section per tensor for a first round: `share` of the tensor's largest value, at least `floor`.
+
+        The initial model is known to all sites, so all get the same grid; later ones follow the peaks.
+        """
+        views = spec.views(x).values()
+        sections = [(max(share * float(np.abs(v).max(initial=0.0)), floor), v.size) for v in views if v.size]
+        return cls(tuple(bound for bound, _ in sections), tuple(size for _, size in sections))
 
     @property
     def length(self) -> int:

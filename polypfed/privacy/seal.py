@@ -253,6 +253,20 @@ class KeyHolder:
         return out.reshape(-1)
 
 
+def capability() -> dict[str, str]:
+    """What `polypfed doctor` prints: the size of uploads here, and where SEAL's bytes pass.
+
+    Raises:
+        MissingExtraError: tenseal or a zstd module is not installed.
+    """
+    params = HEParams("std", 2, 4)
+    holder = KeyHolder(params, KeyHolder.new_secret(params))
+    slots = np.arange(params.degree, dtype=np.uint64)
+    exact = bool(np.array_equal(holder.decrypt(holder.encrypt(slots)), slots))
+    uploads = "seeded" if holder.scheme.seeded else "whole: twice the bytes"
+    return {"uploads": uploads, "channel": holder.scheme.channel.level, "self-test": "passed" if exact else "FAILED"}
+
+
 def body_of(stream: bytes) -> bytes:
     """A SEAL stream without its header, decompressed.
 

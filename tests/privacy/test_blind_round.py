@@ -1,5 +1,6 @@
 """All blocks together: a federation whose server never holds a weight, against the same run without encryption."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from polypfed.privacy.seal import KeyHolder
 from polypfed.privacy.sumlog import SumLog
 
 pytest.importorskip("tenseal")
+pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
 pytest.importorskip("cryptography.hazmat.primitives.hpke")
 
 NAMES = ("lyon", "oslo", "wien")

@@ -1,6 +1,7 @@
 import copy
 import multiprocessing
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from polypfed.privacy.params import HEParams
 from polypfed.privacy.seal import KeyHolder, Scheme
 
 pytest.importorskip("tenseal")
+pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
 pytest.importorskip("cryptography.hazmat.primitives.hpke")
 
 
@@ -369,3 +371,7 @@ def test_an_unknown_layout_of_seal_is_said_plainly(job):
         job.holder.scheme.parse(seal._HEADER.pack(0xA15E, 16, 4, 3, 0, 0, 20) + b"abcd")
     with pytest.raises(ValueError, match="compression 9"):
         seal.body_of(seal._HEADER.pack(0xA15E, 16, 4, 3, 9, 0, 16))
+
+
+def test_what_this_machine_can_do_is_said():
+    assert seal.capability() == {"uploads": "seeded", "channel": "memfd", "self-test": "passed"}

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from polypfed.privacy.params import HEParams
 from polypfed.privacy.roster import Identity, Member, Roster
 
 pytest.importorskip("tenseal")
+pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
 pytest.importorskip("cryptography.hazmat.primitives.hpke")
 
 PEOPLE = {name: Identity.create(name) for name in ("lyon", "oslo", "wien", "eve")}

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polypfed.core.errors import ConfigError, DataError, LayoutError
+from polypfed.core.model import ModelSpec
 from polypfed.privacy.errors import FrameRefused
 from polypfed.privacy.quantise import Codec, Grid
 from polypfed.privacy.slots import Slots
@@ -171,3 +172,12 @@ def test_a_site_much_larger_than_the_others_still_moves_the_grid():
         grid = grid.following(codec.decode(sum(o.slots for o in out), expect=4).peaks)
     assert sum(o.saturated for o in out) == 0
     assert 2.5 < grid.bounds[0] < 3.5
+
+
+def test_a_first_grid_has_a_section_per_tensor():
+    arrays = {"w": np.full((2, 3), -4.0), "b": np.zeros(2), "var": np.ones(2), "none": np.zeros((0, 3))}
+    spec = ModelSpec.of(arrays, buffers=["var"])
+    grid = Grid.of_model(spec, spec.pack(arrays))
+    assert grid.sizes == (6, 2, 2)
+    assert grid.bounds == pytest.approx((0.2, 0.001, 0.05))
+    assert grid.length == spec.size
