@@ -34,6 +34,7 @@ def check_stage(stage: Stage, length: int = 100, seed: int = 0) -> None:
     later, _ = stage.forward(other, state, at)
     assert later.shape == sent.shape, "with a state of its own it sends another number of values"
     mean = stage.backward(sent, at, length)
-    assert (mean.shape, mean.dtype) == ((length,), np.float32), "the mean does not get its length back"
+    assert mean.shape == (length,), "the mean does not get its length back"
+    assert mean.dtype == np.float32, f"the mean becomes {mean.dtype}"
     if stage.linear and stage.kind == "compress":
         assert np.allclose(stage.forward(2 * vector, {}, at)[0], 2 * sent), "it says it is linear, and is not"
