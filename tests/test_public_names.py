@@ -54,6 +54,7 @@ NAMES = {
         "SampleClient",
         "check_backend",
         "check_client",
+        "check_stage",
         "check_strategy",
         "sample_sites",
     ],
