@@ -1,0 +1,234 @@
+"""Fixed-point values that add exactly: one grid for all sites, stochastic rounding, and the way back to a mean.
+
+level = floor(L (w x + R) / 2R + u),   u uniform in [0, 1):  E[level] lies on w x, so the sum is unbiased
+sum of w x = (2 * sum of levels - K L) R / L
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polypfed.core.errors import ConfigError, DataError, LayoutError
+from polypfed.core.model import Vector
+from polypfed.core.settings import positive, whole
+from polypfed.privacy.errors import FrameRefused
+from polypfed.privacy.slots import Integers, Slots
+
+_BLOCK = 1 << 16
+_CHECKS = 4
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The common grid: `sizes[s]` values of section s lie in [-bounds[s], bounds[s]].
+
+    One section suffices; one per tensor costs no bytes and suits tensors of different scale better. All sites of
+    a round must use the same grid, else their integers do not add.
+
+    Raises:
+        ConfigError: a bound is no number above 0, or there are not as many bounds as sizes.
+    """
+
+    bounds: tuple[float, ...]
+    sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.bounds) != len(self.sizes):
+            raise ConfigError(f"{len(self.bounds)} bounds for {len(self.sizes)} sections", where="bounds")
+        for bound in self.bounds:
+            positive(bound=bound)
+
+    @classmethod
+    def flat(cls, bound: float, length: int) -> "Grid":
+        """One bound for all values."""
+        return cls((float(bound),), (length,))
+
+    @property
+    def length(self) -> int:
+        """Values in all sections."""
+        return sum(self.sizes)
+
+    def pieces(self) -> Sequence[tuple[float, slice]]:
+        """(bound, slice) blocks that fit the cache."""
+        found, start = [], 0
+        for bound, size in zip(self.bounds, self.sizes, strict=True):
+            stop = start + size
+            found += [(bound, slice(a, min(a + _BLOCK, stop))) for a in range(start, stop, _BLOCK)]
+            start = stop
+        return found
+
+    def following(self, mean: Vector, factor: float = 4.0) -> "Grid":
+        """The grid of the next round, from a mean that every key holder has: factor * largest value of each section.
+
+        A section that did not move keeps its bound. Deterministic: equal means give equal grids.
+        """
+        bounds, start = [], 0
+        for bound, size in zip(self.bounds, self.sizes, strict=True):
+            peak = float(np.abs(mean[start : start + size]).max(initial=0.0))
+            bounds.append(factor * peak if peak > 0 and math.isfinite(factor * peak) else bound)
+            start += size
+        return Grid(tuple(bounds), self.sizes)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One site's values as slots; `saturated` of them lay outside the grid, `residual` is what was lost, float32."""
+
+    slots: Integers
+    saturated: int
+    residual: Vector | None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The mean of `count` sites, float32; `weight` is the sum of their examples, or `count` under uniform weights."""
+
+    mean: Vector
+    weight: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Vectors of one site to slots, sums of slots to a mean.
+
+    Behind the values ride some lanes more: a one per site, so that the sum knows how many sites are in it; four digits
+    of a digest of the grid, so that sites with different grids are found out; and the digits of the number of
+    examples, so that the total weight is an exact integer and no site's number is seen.
+
+    Args:
+        slots: lanes and modulus.
+        grid: common bounds.
+        cap: the largest number of examples of a site; values are scaled by n / cap. None: uniform weights.
+
+    Example:
+        >>> codec = Codec(Slots(1 << 32, 1 << 32, 1, sites=2), Grid.flat(1.0, 3), cap=10)
+        >>> draw = np.random.default_rng(0)
+        >>> a = codec.encode(np.float32([0.5, 0.0, -1.0]), 10, draw).slots
+        >>> b = codec.encode(np.float32([-0.5, 0.0, 1.0]), 10, draw).slots
+        >>> codec.decode(a + b, expect=2)
+        Decoded(mean=array([0., 0., 0.], dtype=float32), weight=20, count=2)
+    """
+
+    slots: Slots
+    grid: Grid
+    cap: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.cap is not None:
+            whole("cap", self.cap, 1, 1 << 40)
+
+    @property
+    def values(self) -> int:
+        """Lanes in use: the vector, the count, the digest of the grid, the digits of the weight."""
+        return self.grid.length + 1 + _CHECKS + self._digits
+
+    @property
+    def size(self) -> int:
+        """Slots of one message."""
+        return self.slots.count(self.values)
+
+    @property
+    def _digits(self) -> int:
+        return 0 if self.cap is None else math.ceil((self.cap).bit_length() / self._digit_bits)
+
+    @property
+    def _digit_bits(self) -> int:
+        return (self.slots.levels + 1).bit_length() - 1
+
+    def encode(
+        self, vector: Vector, weight: int, generator: np.random.Generator, residual: Vector | None = None
+    ) -> Encoded:
+        """One site's vector, float32 (grid.length,), and its number of examples.
+
+        Args:
+            generator: of the rounding; from (run seed, round, site) it makes a run repeatable.
+            residual: what earlier rounds lost, float32 (grid.length,), weighted as the vector is; None keeps none.
+
+        Raises:
+            DataError: a value is not finite, or the weight is above `cap`.
+            LayoutError: the vector has another length.
+        """
+        if vector.shape != (self.grid.length,):
+            raise LayoutError(f"the vector has shape {vector.shape}, not ({self.grid.length},)")
+        if self.cap is not None and not 0 <= weight <= self.cap:
+            raise DataError(f"{weight} examples, the cap is {self.cap}", where="weight", remedy="Raise the cap for all")
+        levels = np.zeros(self.values, np.uint32)
+        lost = np.empty_like(vector) if residual is not None else None
+        factor = 1.0 if self.cap is None else weight / self.cap
+        saturated = 0
+        for bound, at in self.grid.pieces():
+            exact = vector[at].astype(np.float64) * factor
+            if residual is not None:
+                exact += residual[at]
+            levels[at], outside = _round(exact, bound, self.slots.levels, generator)
+            saturated += outside
+            if lost is not None:
+                lost[at] = exact - _value(levels[at], 1, bound, self.slots.levels)
+        levels[self.grid.length :] = [1, *self._check, *self._split(weight)]
+        return Encoded(self.slots.pack(levels), saturated, lost)
+
+    def decode(self, total: Integers, expect: int | None = None) -> Decoded:
+        """The mean behind a sum of slots.
+
+        Args:
+            expect: how many sites should be in it, by whoever added them.
+
+        Raises:
+            FrameRefused: count: the sum holds another number of sites, or none, or more than it admits;
+                wrong-parameters: the sites had different grids.
+            LayoutError: the sum has another length, or cannot be a sum of packed values.
+        """
+        sums = self.slots.unpack(total, self.values)
+        ones, checks, rest = np.split(sums[self.grid.length :], [1, 1 + _CHECKS])
+        count = int(ones[0])
+        if not 0 < count <= self.slots.sites or (expect is not None and count != expect):
+            raise FrameRefused("count", f"the sum holds {count} sites, not {expect or f'1 to {self.slots.sites}'}")
+        if checks.tolist() != [count * digit for digit in self._check]:
+            raise FrameRefused("wrong-parameters", "the sites did not use one and the same grid")
+        weight = count if self.cap is None else self._join(rest)
+        divisor = count if self.cap is None else weight / self.cap
+        mean = np.zeros(self.grid.length, np.float32)
+        if divisor:
+            for bound, at in self.grid.pieces():
+                mean[at] = _value(sums[at], count, bound, self.slots.levels) / divisor
+        return Decoded(mean, weight, count)
+
+    @cached_property
+    def _check(self) -> list[int]:
+        text = repr((self.grid.bounds, self.grid.sizes, self.cap)).encode()
+        digest = int.from_bytes(hashlib.sha256(text).digest(), "little")
+        return [(digest >> 64 * d & (1 << 64) - 1) % (self.slots.levels + 1) for d in range(_CHECKS)]
+
+    def _split(self, weight: int) -> list[int]:
+        mask = (1 << self._digit_bits) - 1
+        return [weight >> (self._digit_bits * d) & mask for d in range(self._digits)]
+
+    def _join(self, digits: NDArray[np.uint32]) -> int:
+        return sum(int(digit) << (self._digit_bits * d) for d, digit in enumerate(digits))
+
+
+def _round(
+    exact: NDArray[np.float64], bound: float, levels: int, generator: np.random.Generator
+) -> tuple[NDArray[np.float64], int]:
+    """Stochastically rounded levels, and how many values were outside [-bound, bound]."""
+    if not np.isfinite(exact).all():
+        raise DataError("a value is not finite", where="delta")
+    outside = np.count_nonzero(np.abs(exact) > bound)
+    scaled = (exact + bound) * (levels / (2 * bound))
+    scaled += generator.random(exact.size, np.float32)
+    return np.clip(np.floor(scaled, out=scaled), 0, levels, out=scaled), int(outside)
+
+
+def _value(levels: NDArray[np.uint32], count: int, bound: float, most: int) -> NDArray[np.float64]:
+    """The sum that `levels` stand for; integers are subtracted first, so a sum of zeros is exactly zero."""
+    centred = levels.astype(np.float64)
+    centred *= 2
+    centred -= count * most
+    centred *= bound / most
+    return centred
