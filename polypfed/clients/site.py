@@ -19,6 +19,7 @@ from polypfed.core.errors import (
     StateError,
 )
 from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, one_line, sound, stamp
+from polypfed.strategies.base import Strategy
 from polypfed.strategies.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Site:
     def __init__(self, client: Client, directory: Path | None = None) -> None:
         self.client = self._work = client
         self._strategy: Any = None  # the description under which `_work` was made
+        self._directory = directory
         self._states = States(directory / "state" if directory else None)
         self._holds: int | None = None  # the round after which the client object was in its present state, if known
 
@@ -60,9 +62,20 @@ class Site:
     def _adopt(self, task: Task) -> None:
         """Dress the client as the task's strategy needs it."""
         description = task.config.get("strategy")
-        if description is not None and description != self._strategy:
-            self._work, self._strategy = Registry.build(description).at_site(self.client), description
-            self._holds = None
+        privacy = task.config.get("privacy", {}).get("settings")
+        name = (description, privacy)
+        if description is not None and name != self._strategy:
+            strategy = Registry.build(description)
+            self._work = strategy.at_site(self.client) if privacy is None else self._blind(strategy, privacy)
+            self._strategy, self._holds = name, None
+
+    def _blind(self, strategy: Strategy, privacy: Mapping[str, Any]) -> Client:
+        from polypfed.clients.blind import BlindClient
+        from polypfed.privacy.he_mode import HE
+
+        if self._directory is None:
+            raise StateError("has no folder, and keys need one", where=self.name)
+        return BlindClient(self.client, strategy, HE.build(privacy), self._directory / "keys")
 
     def _fit(self, task: Task) -> Update:
         self._adopt(task)

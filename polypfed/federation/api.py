@@ -10,8 +10,10 @@ from polypfed.core.errors import CheckpointError, ConfigError
 from polypfed.core.history import History
 from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.settings import positive, site_names, whole
+from polypfed.federation.blind import BlindEngine, check_blind
 from polypfed.federation.engine import Engine
 from polypfed.federation.protocol import Backend, Listener
+from polypfed.privacy.he_mode import HE
 from polypfed.strategies.base import Strategy
 from polypfed.strategies.fedavg import FedAvg
 from polypfed.strategies.keepbest import KeepBest
@@ -35,6 +37,7 @@ class Federation:
         keep_best: the metric whose best round is kept as `History.best`; "-loss" means lower is better.
         initial: layout and starting model; None takes it from the clients, which must agree.
         max_norm: largest norm of a delta; None is 1000 * (|x| + sqrt(P)).
+        privacy: HE() lets the server see sums of ciphertext only; None sends deltas in clear.
 
     Raises:
         ConfigError: a setting is out of range, or two clients share a name.
@@ -51,6 +54,7 @@ class Federation:
     keep_best: str = "map50"
     initial: tuple[ModelSpec, Vector] | None = None
     max_norm: float | None = None
+    privacy: HE | None = None
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.clients]
@@ -66,6 +70,8 @@ class Federation:
         Registry.check(self.strategy)
         if self.evaluate == "off" and isinstance(self.strategy, KeepBest):
             raise ConfigError("KeepBest decides by evaluation", where="evaluate", remedy='Use "global" or "matrix"')
+        if self.privacy is not None:
+            check_blind(self)
 
     def run(
         self, rounds: int, backend: Backend, directory: str | Path | None = None, listen: Listener | None = None
@@ -102,4 +108,5 @@ class Federation:
             return engine.until(rounds)
 
     def _open(self, backend: Backend, directory: str | Path | None, listen: Listener | None) -> Engine:
-        return Engine(self, backend, Path(directory) if directory is not None else None, listen)
+        kind = Engine if self.privacy is None else BlindEngine
+        return kind(self, backend, Path(directory) if directory is not None else None, listen)

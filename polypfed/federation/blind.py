@@ -1,0 +1,260 @@
+"""The round engine under encryption: the server sums, relays and keeps ciphertext, and never holds a model.
+
+Each site decrypts the same sum and runs the same pure step, so all reach the same model; see `clients.blind`. What the
+server keeps is a log of encrypted sums, and now and then a snapshot that a site has sealed for the others.
+"""
+
+import hashlib
+import secrets
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from polypfed.clients.base import agreed
+from polypfed.core.checkpoint import Checkpoint
+from polypfed.core.errors import ConfigError, QuorumError, Refused
+from polypfed.core.gate import SealedGate
+from polypfed.core.messages import Evaluation, Failure, Task, Update
+from polypfed.core.model import ModelSpec, nbytes
+from polypfed.core.rundir import machine
+from polypfed.federation.collect import Collected, admit, config_for, record
+from polypfed.federation.engine import Engine
+from polypfed.federation.protocol import Backend, Event, Listener
+from polypfed.federation.sums import SumLog
+from polypfed.privacy.errors import IncompatiblePrivacy
+from polypfed.privacy.he import Accumulator
+from polypfed.privacy.he_mode import HE, Plan, as_vectors, check_reducer, from_vectors
+from polypfed.privacy.keyring import open_keys, provision
+from polypfed.strategies.base import uploads
+from polypfed.strategies.fedbuff import FedBuff
+from polypfed.strategies.keepbest import KeepBest
+
+if TYPE_CHECKING:
+    from polypfed.federation.api import Federation
+
+DIGEST = "model_digest"
+_NOTHING = np.zeros(0, np.float32)
+
+
+def check_blind(fed: "Federation") -> None:
+    """Refuse at construction what a server that sees nothing cannot do.
+
+    Raises:
+        IncompatiblePrivacy: with the reason and a way out.
+    """
+    if isinstance(fed.strategy, FedBuff | KeepBest):
+        name = type(fed.strategy).__name__
+        raise IncompatiblePrivacy(f"{name} decides on the server, which sees no model", where="strategy")
+    if fed.evaluate == "matrix":
+        raise IncompatiblePrivacy(
+            "the cross-site matrix shows each site's model to the others", where="evaluate", remedy='Use "global"'
+        )
+    if fed.clients:
+        assert isinstance(fed.privacy, HE)
+        fed.privacy.params(len(fed.clients))
+    check_reducer(fed.strategy.reducer)
+
+
+class BlindEngine(Engine):
+    """One run under encryption."""
+
+    def __init__(self, fed: "Federation", backend: Backend, directory: Path | None, listen: Listener | None) -> None:
+        super().__init__(fed, backend, directory, listen)
+        assert isinstance(fed.privacy, HE)
+        self.settings: HE = fed.privacy
+        self._attempt = self._epoch = 0
+        self._log: SumLog
+        self._plan: Plan
+
+    def _place(self) -> Path | None:
+        """Keys need a place: a folder that is deleted at the end, if the run has none."""
+        root = self.folder.path if self.folder else Path(tempfile.mkdtemp(prefix="polypfed-"))
+        if not self.folder:
+            self._stack.callback(shutil.rmtree, root, ignore_errors=True)
+        self._log = SumLog(root / "sums")
+        if self.fed.clients:
+            provision([c.name for c in self.fed.clients], root)
+        self.identity, self.roster = open_keys(root / "keys")
+        return root
+
+    @property
+    def least(self) -> int:
+        """A sum of fewer is not decrypted."""
+        return max(self.settings.minimum, super().least)
+
+    def begin(self) -> None:
+        """Round 0: every site scores the initial model, which it has itself; the server knows its layout only."""
+        layout = self.fed.initial[0] if self.fed.initial else agreed(self.fed.clients)[0]
+        self._check(layout)
+        run = secrets.token_hex(8)
+        self.now = Checkpoint(run, self._settings(layout.digest), 0, self.fed.strategy.wire(layout), _NOTHING, {})
+        if self.folder:
+            self.folder.begin({"run": run, "settings": self.now.settings, "machine": machine()})
+            shutil.rmtree(self.folder.path / "sums", ignore_errors=True)
+        self._evaluate({})
+        self._commit()
+
+    def restore(self) -> None:
+        """Back to the last checkpoint; sums it does not know are dropped."""
+        super().restore()
+        self._log.drop_after(self.now.round)
+
+    def _check(self, layout: ModelSpec) -> None:
+        super()._check(layout)
+        if self.roster.names != self.sites:
+            raise ConfigError(
+                f"names {self.roster.names}, the sites are {self.sites}", where="keys/roster.json",
+                remedy="Make the roster anew with polypfed keys",
+            )  # fmt: skip
+        spec, strategy = self.fed.strategy.wire(layout), self.fed.strategy
+        params = self.settings.params(len(self.sites))
+        self._plan = Plan.of(spec, uploads(strategy, spec.boundary), strategy.reducer, self.settings, params)
+
+    def _settings(self, layout: str) -> dict[str, Any]:
+        return super()._settings(layout) | {"privacy": self.settings.describe()}
+
+    # ------------------------------------------------------------------------------------------------- keys
+    def _elect(self, number: int) -> None:
+        """See that there is a job key for the present members; else a site makes one, wrapped for each."""
+        keys, members = self._log.keys(), self.roster.digest.hex()
+        if keys and keys[max(keys)].about["roster"] == members:
+            self._epoch = max(keys)
+            return
+        self._epoch = max(keys, default=0) + 1
+        order = sorted(self.sites, key=lambda n: hashlib.sha256(f"{self.now.run} {n}".encode()).digest())
+        for name in order:
+            config = config_for(self, number, name, 1 << 20)
+            config["privacy"] = {"settings": self.settings.describe(), "phase": "key", "epoch": self._epoch}
+            for reply in self.backend.exchange({name: Task(number, "fit", {}, config)}, self.fed.deadline):
+                gate = SealedGate(self.now.run, number, frozenset([name]), {}, 1.0)
+                update = admit(self, gate, reply)
+                if isinstance(update, Update) and {f"key.{n}" for n in self.sites} <= set(update.vectors):
+                    pieces = {n: update.vectors[f"key.{n}"].tobytes() for n in self.sites}
+                    about = {"id": update.vectors["id"].tobytes().hex(), "roster": members, "leader": name}
+                    self._log.keep_keys(self._epoch, about, pieces)
+                    return
+        raise QuorumError("no site could make the job key", remedy="See failures.jsonl for the reasons")
+
+    # ------------------------------------------------------------------------------------------------- tasks
+    def _task(self, kind: Any, number: int, name: str, base: int, *, snapshot: bool = False) -> Task:
+        """A task for one site: the sums between what it holds and the model of round `base`, and its wrapped keys."""
+        first, about, vectors = self.now.accepted.get(name, 1), dict[str, Any](), dict[str, Any]()
+        sealed = self._log.snapshot
+        if sealed is not None and first <= sealed.about["round"]:
+            first = sealed.about["round"] + 1
+            about["sealed"], vectors["sealed"] = sealed.about, np.frombuffer(sealed.pieces[0], np.uint8)
+        sums = {n: self._log.get(n) for n in range(first, base + 1)}
+        for n, entry in sums.items():
+            vectors |= as_vectors(f"sum.{n}", entry.pieces)
+        epochs = {int(e.about["epoch"]) for e in sums.values()} | {self._epoch}
+        epochs |= {int(sealed.about["epoch"])} if sealed and "sealed" in about else set()
+        for epoch, entry in self._log.keys().items():
+            if epoch in epochs and name in entry.about["names"]:
+                piece = entry.pieces[entry.about["names"].index(name)]
+                vectors[f"key.{epoch}"] = np.frombuffer(piece, np.uint8)
+        about |= {"epoch": self._epoch, "attempt": self._attempt, "base": base, "snapshot": snapshot}
+        about |= {"sums": {str(n): entry.about for n, entry in sums.items()}}
+        config = config_for(self, number, name, self._largest())
+        return Task(number, kind, vectors, config | {"privacy": {"settings": self.settings.describe(), **about}})
+
+    def _largest(self) -> int:
+        """Bytes that no reply exceeds: an update with full ciphertexts, and a snapshot."""
+        values = self._plan.length
+        return int(2.2 * self._plan.params.bytes_per_value * values) + 16 * 4 * values + (1 << 20)
+
+    def _collect(self, number: int, attempt: int) -> Collected:
+        self._attempt = attempt
+        if attempt == 0:
+            self._elect(number)
+        names = self._cohort(number, attempt)
+        wanted = number > 1 and (number - 1) % self.settings.snapshot == 0
+        tasks = {n: self._task("fit", number, n, number - 1, snapshot=wanted and n == names[0]) for n in names}
+        got = _Sealed(self, number, names)
+        got.down += sum(nbytes(task.vectors) for task in tasks.values())
+        gate = SealedGate(self.now.run, number, frozenset(tasks), {}, 1.0)
+        for reply in self.backend.exchange(tasks, self.fed.deadline):
+            checked = self._counted(got, admit(self, gate, reply))
+            got.failed += isinstance(checked, Failure)
+            self.tell(Event("fit", number, reply.client, checked))
+        got.seal()
+        return got
+
+    def _counted(self, got: "_Sealed", reply: Update | Failure) -> Update | Failure:
+        if isinstance(reply, Update):
+            try:
+                got.take(reply)
+            except Refused as refusal:
+                return record(self, Failure(reply.client, got.number, refusal.reason, str(refusal)))
+        return reply
+
+    def _step(self, number: int, got: Collected) -> None:
+        """The sum goes into the log; the sites will run the strategy's step on it."""
+        assert isinstance(got, _Sealed)
+        self._write_metrics(got)
+        working = sorted(name for name, weight in got.accepted.items() if weight)
+        about = {"clients": working, "epoch": self._epoch, "attempt": self._attempt}
+        self._log.add(number, about, got.frames)
+        if got.snapshot is not None:
+            self._log.keep_snapshot(number - 1, self._epoch, got.snapshot)
+            self._log.drop_to(number - 1)
+        self.now.accepted = self.now.accepted | dict.fromkeys(working, number)
+
+    def _evaluation_tasks(self, local_models: Any) -> dict[str, Task]:
+        return {name: self._task("evaluate", self.now.round, name, self.now.round) for name in self.sites}
+
+    def _agreeing(self, scores: dict[str, Evaluation]) -> dict[str, Evaluation]:
+        """Only sites whose model is that of the majority; the others are recorded as diverged."""
+        digests = {name: score.metrics.get(DIGEST) for name, score in scores.items()}
+        common = Counter(digests.values()).most_common(1)
+        agreed_, own = {}, common[0][0] if common else None
+        for name, score in scores.items():
+            if digests[name] == own:
+                agreed_[name] = replace(score, metrics={k: v for k, v in score.metrics.items() if k != DIGEST})
+            else:
+                record(self, Failure(name, self.now.round, "diverged", "its model is not that of the other sites"))
+        return agreed_
+
+
+class _Sealed(Collected):
+    """One round's encrypted updates."""
+
+    def __init__(self, engine: BlindEngine, number: int, names: list[str]) -> None:
+        super().__init__(engine, number, names)
+        self._engine = engine
+        key = bytes.fromhex(engine._log.keys()[engine._epoch].about["id"])
+        label = engine._plan.label(engine.now.run, number, engine._attempt, key)
+        verifiers = {engine.roster.number(name): engine.roster[name].verifier for name in names}
+        self._sum = Accumulator(engine._plan.params, label, verifiers)
+        self.frames: list[bytes] = []
+        self.snapshot: bytes | None = None
+
+    def take(self, update: Update) -> None:
+        """Add all frames of one site, or none.
+
+        Raises:
+            Refused: a frame is not what it should be, or is missing.
+        """
+        number, complete = self._engine.roster.number(update.client), None
+        try:
+            for frame in from_vectors("frame", update.vectors):
+                complete = self._sum.add(frame)
+        finally:
+            if complete is None:
+                self._sum.drop(number)
+        if update.weight and complete != number:
+            raise Refused("incomplete", "frames are missing, or are another site's", where=update.client)
+        if "snapshot" in update.vectors:
+            self.snapshot = update.vectors["snapshot"].tobytes()
+        self.accepted[update.client] = update.weight
+        self.metrics[update.client] = dict(update.metrics)
+        self.up += nbytes(update.vectors)
+
+    def seal(self) -> None:
+        """Make the frames of the sum, if there is one that may be decrypted."""
+        if len(self._sum.participants) >= self._engine.settings.minimum:
+            self.frames = list(self._sum.frames(self._engine.identity.signer))
