@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,9 @@ class Ring:
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """The smallest unsigned type that holds an element."""
+        """An unsigned type that holds an element; for other moduli than powers of two, the sum of two."""
         bits = (self.modulus - 1).bit_length()
+        bits += self.modulus not in (1 << 16, 1 << 32)
         return np.dtype(np.uint16 if bits <= 16 else np.uint32 if bits <= 32 else np.uint64)
 
     def mask(self, seed: bytes, length: int) -> Integers:
@@ -41,11 +43,12 @@ class Ring:
         """
         little = self.dtype.newbyteorder("<")
         if self.modulus == 1 << 8 * self.dtype.itemsize:
-            words = np.concatenate([np.frombuffer(b, little) for b in _stream(seed, length * little.itemsize)] or [[]])
-            return words[:length].astype(self.dtype, copy=False)
+            words = np.empty(length, little)
+            _fill(seed, words.view(np.uint8))
+            return words.astype(self.dtype, copy=False)
         out, filled = np.empty(length, self.dtype), 0
         bits = self.dtype.type((1 << (self.modulus - 1).bit_length()) - 1)
-        for block in _stream(seed, None):
+        for block in _stream(seed):
             if filled >= length:
                 break
             words = np.frombuffer(block, little) & bits
@@ -75,12 +78,22 @@ class Ring:
         return not values.size or int(values.max()) < self.modulus
 
 
-def _stream(seed: bytes, size: int | None) -> Iterator[bytes]:
-    """AES-256-CTR key stream from counter 0 in blocks; each seed is used for one stream only."""
+def _stream(seed: bytes) -> Iterator[bytes]:
+    """AES-256-CTR key stream from counter 0 in blocks, without end; each seed is used for one stream only."""
+    stream, zeros = _cipher(seed), bytes(_BLOCK)
+    while True:
+        yield bytes(stream.update(zeros))
+
+
+def _fill(seed: bytes, out: NDArray[np.uint8]) -> None:
+    """The beginning of the same stream, written in place."""
+    stream, zeros, scratch = _cipher(seed), bytes(_BLOCK), bytearray(_BLOCK + 15)
+    for start in range(0, out.size, _BLOCK):
+        part = out[start : start + _BLOCK]
+        stream.update_into(memoryview(zeros)[: part.size], scratch)
+        part[:] = np.frombuffer(scratch, np.uint8, part.size)
+
+
+def _cipher(seed: bytes) -> Any:
     ciphers = require("cryptography.hazmat.primitives.ciphers", extra="he")
-    stream = ciphers.Cipher(ciphers.algorithms.AES256(seed), ciphers.modes.CTR(bytes(16))).encryptor()
-    zeros = bytes(_BLOCK)
-    while size is None or size > 0:
-        yield bytes(stream.update(zeros if size is None else zeros[: min(size, _BLOCK)]))
-        if size is not None:
-            size -= _BLOCK
+    return ciphers.Cipher(ciphers.algorithms.AES256(seed), ciphers.modes.CTR(bytes(16))).encryptor()

@@ -133,7 +133,7 @@ class HEParams:
 
 def _root(value: int, k: int) -> int:
     """The largest integer whose k-th power is at most `value`."""
-    guess = round(float(value) ** (1 / k)) + 2
+    guess = int(float(value) ** (1 / k)) + 3
     while guess**k > value:
         guess -= 1
     return guess

@@ -1,4 +1,4 @@
-"""Shamir's secret sharing: Shamir, How to share a secret, 1979. Any t of n points give the secret, t - 1 give nothing."""
+"""Shamir, How to share a secret, 1979: any t of n points give the secret, t - 1 of them give nothing."""
 
 import secrets
 from collections.abc import Mapping, Sequence
