@@ -4,6 +4,7 @@ task     the sums of the rounds this site has not seen, never a model
 site     decrypt -> mean -> step -> x ;  train from x ;  quantise, encrypt and sign the update
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -60,7 +61,7 @@ class BlindClient:
         self._first = x if self._spec is layout else x[layout.places({p.name for p in self._spec.parts})]
         extra, params = uploads(strategy, self._spec.boundary), settings.params(len(self.roster.names))
         self.plan = Plan.of(self._spec, extra, strategy.reducer, settings, params)
-        self._job: dict[int, JobKey] = {}
+        self._job: dict[int, tuple[JobKey, KeyHolder]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -94,10 +95,10 @@ class BlindClient:
         encoded = codec.encode(flat, update.weight, generator(task.seed, "rounding"), self._residual)
         assert encoded.residual is not None
         self._residual = encoded.residual
-        key = self._key(task, int(task.config["privacy"]["epoch"]))
+        key, holder = self._key(task, int(task.config["privacy"]["epoch"]))
         label = self.plan.label(task.run, task.round, int(task.config["privacy"]["attempt"]), key.id)
         number = self.roster.number(self.name)
-        frames = seal_update(KeyHolder(key.params, key.secret), encoded.slots, label, number, self.identity.signer)
+        frames = seal_update(holder, encoded.slots, label, number, self.identity.signer)
         return as_vectors("frame", list(frames))
 
     def evaluate(self, task: Task) -> Evaluation:
@@ -108,8 +109,6 @@ class BlindClient:
         return replace(result, metrics={**result.metrics, "model_digest": self._digest()})
 
     def _digest(self) -> int:
-        import hashlib
-
         held = hashlib.sha256(self._x.tobytes())
         for name in sorted(self._state):
             held.update(np.asarray(self._state[name]).tobytes())
@@ -132,18 +131,17 @@ class BlindClient:
     def _step(self, task: Task, number: int, about: Mapping[str, Any]) -> None:
         names = tuple(about["clients"])
         if names:
-            key = self._key(task, int(about["epoch"]))
+            key, holder = self._key(task, int(about["epoch"]))
             label = self.plan.label(task.run, number, int(about["attempt"]), key.id)
             frames = from_vectors(f"sum.{number}", task.vectors)
             server = self.roster.server.verifier
-            total = open_sum(KeyHolder(key.params, key.secret), frames, label, server, self.settings.minimum)
+            total = open_sum(holder, frames, label, server, self.settings.minimum)
             if sorted(self.roster.number(name) for name in names) != sorted(total.participants):
                 raise KeyRefused("the sum is of other sites than the server names", where=self.name)
             codec = self.plan.codec(self._grid)
             decoded = codec.decode(total.slots, expect=len(names))
             self._move(number, decoded.mean, names)
-            typical = 1.0 if codec.cap is None else decoded.weight / decoded.count / codec.cap
-            self._grid = self._grid.following(decoded.mean * np.float32(typical))
+            self._grid = self._grid.following(decoded.flags)
         self._round = number
 
     def _move(self, number: int, mean: Vector, names: tuple[str, ...]) -> None:
@@ -156,12 +154,13 @@ class BlindClient:
             raise LayoutError("the new model is not finite", where="strategy", remedy="Lower its learning rate")
         self._x, self._state = fixed(x), state
 
-    def _key(self, task: Task, epoch: int) -> JobKey:
+    def _key(self, task: Task, epoch: int) -> tuple[JobKey, KeyHolder]:
         if epoch not in self._job:
             piece = task.vectors.get(f"key.{epoch}")
             if piece is None:
                 raise KeyRefused(f"the key of epoch {epoch} did not come", where=self.name)
-            self._job[epoch] = unwrap(piece.tobytes(), self.identity, self.roster, task.run, after=epoch - 1)
+            key = unwrap(piece.tobytes(), self.identity, self.roster, task.run, after=epoch - 1)
+            self._job[epoch] = key, KeyHolder(key.params, key.secret)
         return self._job[epoch]
 
     def _make_key(self, task: Task) -> Update:
@@ -176,13 +175,13 @@ class BlindClient:
         """The model and all that goes with it, sealed under the job key, if the server asks for it."""
         if not task.config["privacy"].get("snapshot"):
             return {}
-        key = self._key(task, int(task.config["privacy"]["epoch"]))
+        key, _ = self._key(task, int(task.config["privacy"]["epoch"]))
         return {"snapshot": np.frombuffer(seal_state(key, self._round, self._packed(residual=False)), np.uint8)}
 
     def _adopt_snapshot(self, task: Task) -> None:
         about = task.config["privacy"].get("sealed")
         if about and int(about["round"]) > self._round:
-            key = self._key(task, int(about["epoch"]))
+            key, _ = self._key(task, int(about["epoch"]))
             self._unpack(open_state(key, int(about["round"]), task.vectors["sealed"].tobytes()))
 
     def _packed(self, *, residual: bool) -> bytes:
@@ -197,7 +196,7 @@ class BlindClient:
         self._x, self._round = fixed(vectors["x"]), int(about["round"])
         self._grid = Grid(tuple(about["bounds"]), tuple(about["sizes"]))
         self._state = {k[6:]: v for k, v in vectors.items() if k.startswith("state.")} | about["numbers"]
-        self._residual = vectors.get("residual", np.zeros(self.plan.length, np.float32))
+        self._residual = vectors.get("residual", self._residual)
 
     def state(self) -> bytes:
         """The model, the strategy's state, what rounding lost, and the inner client's state."""

@@ -30,7 +30,7 @@ from polypfed.privacy.errors import IncompatiblePrivacy
 from polypfed.privacy.he import Accumulator
 from polypfed.privacy.he_mode import HE, Plan, as_vectors, check_reducer, from_vectors
 from polypfed.privacy.keyring import open_keys, provision
-from polypfed.strategies.base import uploads
+from polypfed.strategies.base import keeps_nothing, uploads
 from polypfed.strategies.fedbuff import FedBuff
 from polypfed.strategies.keepbest import KeepBest
 
@@ -179,6 +179,8 @@ class BlindEngine(Engine):
         gate = SealedGate(self.now.run, number, frozenset(tasks), {}, 1.0)
         for reply in self.backend.exchange(tasks, self.fed.deadline):
             checked = self._counted(got, admit(self, gate, reply))
+            if isinstance(checked, Failure) and checked.reason == "state" and keeps_nothing(self.fed.strategy):
+                self.now.accepted = {n: r for n, r in self.now.accepted.items() if n != checked.client}
             got.failed += isinstance(checked, Failure)
             self.tell(Event("fit", number, reply.client, checked))
         got.seal()

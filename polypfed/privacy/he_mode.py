@@ -128,19 +128,25 @@ class Plan:
             found[name], at = flat[at : at + length], at + length
         return found
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sections of the flat vector that have a bound of their own: tensors, and what else is sent."""
+        delta = [part.stop - part.start for part in self.spec.parts if part.stop > part.start]
+        extra = [self._trainable(delta) if n == self.spec.boundary else [n] for n in self.lengths.values()]
+        return tuple(delta + [size for sizes in extra for size in sizes])
+
+    def _trainable(self, delta: list[int]) -> list[int]:
+        return delta[: sum(part.stop > part.start and part.start < self.spec.boundary for part in self.spec.parts)]
+
     def first_grid(self, x: Vector) -> Grid:
-        """One section per tensor, and for the extra vectors as for the delta: bounds in proportion to the weights."""
-        sizes = [part.stop - part.start for part in self.spec.parts if part.stop > part.start]
-        starts = np.cumsum([0, *sizes[:-1]])
-        largest = [float(np.abs(x[a : a + n]).max()) for a, n in zip(starts, sizes, strict=True)]
+        """Bounds in proportion to the weights of each tensor; vectors as long as the model's have the model's."""
+        delta = [part.stop - part.start for part in self.spec.parts if part.stop > part.start]
         floor = float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) or 1.0
-        bounds = [self.settings.bound * max(value, floor) for value in largest]
+        tensors = np.split(x, np.cumsum(delta)[:-1])
+        bounds = [self.settings.bound * max(float(np.abs(t).max()), floor) for t in tensors]
         for length in self.lengths.values():
-            whole_model = length == self.spec.boundary
-            count = sum(1 for p in self.spec.parts if p.stop > p.start and p.start < self.spec.boundary)
-            bounds += bounds[:count] if whole_model else [1.0]
-            sizes += sizes[:count] if whole_model else [length]
-        return Grid(tuple(bounds), tuple(sizes))
+            bounds += bounds[: len(self._trainable(delta))] if length == self.spec.boundary else [1.0]
+        return Grid(tuple(bounds), self.sizes)
 
     def codec(self, grid: Grid) -> Codec:
         """For this grid."""
@@ -148,7 +154,7 @@ class Plan:
 
     def label(self, run: str, number: int, attempt: int, key: bytes) -> Label:
         """What every frame of a round carries."""
-        length = self.codec(Grid.flat(1.0, self.length)).size
+        length = self.codec(Grid((1.0,) * len(self.sizes), self.sizes)).size
         return Label(job_id(run), number, attempt, key, self.params.id, length)
 
 

@@ -53,26 +53,24 @@ class Grid:
         """Values in all sections."""
         return sum(self.sizes)
 
-    def pieces(self) -> Sequence[tuple[float, slice]]:
-        """(bound, slice) blocks that fit the cache."""
+    def pieces(self) -> Sequence[tuple[int, slice]]:
+        """(section, slice) blocks that fit the cache."""
         found, start = [], 0
-        for bound, size in zip(self.bounds, self.sizes, strict=True):
+        for section, size in enumerate(self.sizes):
             stop = start + size
-            found += [(bound, slice(a, min(a + _BLOCK, stop))) for a in range(start, stop, _BLOCK)]
+            found += [(section, slice(a, min(a + _BLOCK, stop))) for a in range(start, stop, _BLOCK)]
             start = stop
         return found
 
-    def following(self, mean: Vector, factor: float = 4.0) -> "Grid":
-        """The grid of the next round, from a mean that every key holder has: factor * largest value of each section.
+    def following(self, flags: Sequence[int]) -> "Grid":
+        """The grid of the next round, from what the sites said of this one, summed: see `Codec`.
 
-        A section that did not move keeps its bound. Deterministic: equal means give equal grids.
+        A section that was too small for any site grows fourfold; one of which no site used more than a quarter is
+        halved. The mean would be a bad guide: where sites pull in opposite directions it is near zero.
         """
-        bounds, start = [], 0
-        for bound, size in zip(self.bounds, self.sizes, strict=True):
-            peak = float(np.abs(mean[start : start + size]).max(initial=0.0))
-            bounds.append(factor * peak if peak > 0 and math.isfinite(factor * peak) else bound)
-            start += size
-        return Grid(tuple(bounds), self.sizes)
+        count = len(self.bounds)
+        pairs = zip(self.bounds, flags[:count], flags[count:], strict=True)
+        return Grid(tuple(b * 4 if over else b if large else b / 2 for b, over, large in pairs), self.sizes)
 
 
 @dataclass(frozen=True)
@@ -86,11 +84,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The mean of `count` sites, float32; `weight` is the sum of their examples, or `count` under uniform weights."""
+    """The mean of `count` sites, float32; `weight` is the sum of their examples, or `count` under uniform weights.
+
+    flags: by section, how many sites had values outside it, then how many had one beyond a quarter of it.
+    """
 
     mean: Vector
     weight: int
     count: int
+    flags: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ class Codec:
     """Vectors of one site to slots, sums of slots to a mean.
 
     Behind the values ride some lanes more: a one per site, so that the sum knows how many sites are in it; four digits
-    of a digest of the grid, so that sites with different grids are found out; and the digits of the number of
-    examples, so that the total weight is an exact integer and no site's number is seen.
+    of a digest of the grid, so that sites with different grids are found out; two flags per section, from which the
+    next grid follows; and the digits of the number of examples, so that the total weight is an exact integer and no
+    site's number is seen.
 
     Args:
         slots: lanes and modulus.
@@ -112,7 +115,7 @@ class Codec:
         >>> a = codec.encode(np.float32([0.5, 0.0, -1.0]), 10, draw).slots
         >>> b = codec.encode(np.float32([-0.5, 0.0, 1.0]), 10, draw).slots
         >>> codec.decode(a + b, expect=2)
-        Decoded(mean=array([0., 0., 0.], dtype=float32), weight=20, count=2)
+        Decoded(mean=array([0., 0., 0.], dtype=float32), weight=20, count=2, flags=(0, 2))
     """
 
     slots: Slots
@@ -125,8 +128,8 @@ class Codec:
 
     @property
     def values(self) -> int:
-        """Lanes in use: the vector, the count, the digest of the grid, the digits of the weight."""
-        return self.grid.length + 1 + _CHECKS + self._digits
+        """Lanes in use: the vector, the count, the digest of the grid, the flags, the digits of the weight."""
+        return self.grid.length + 1 + _CHECKS + 2 * len(self.grid.bounds) + self._digits
 
     @property
     def size(self) -> int:
@@ -161,16 +164,20 @@ class Codec:
         levels = np.zeros(self.values, np.uint32)
         lost = np.empty_like(vector) if residual is not None else None
         factor = 1.0 if self.cap is None else weight / self.cap
-        saturated = 0
-        for bound, at in self.grid.pieces():
+        saturated, sections = 0, len(self.grid.bounds)
+        flags = np.zeros(2 * sections, np.uint32)
+        for section, at in self.grid.pieces():
+            bound = self.grid.bounds[section]
             exact = vector[at].astype(np.float64) * factor
             if residual is not None:
                 exact += residual[at]
             levels[at], outside = _round(exact, bound, self.slots.levels, generator)
             saturated += outside
+            flags[section] |= outside > 0
+            flags[sections + section] |= np.abs(exact).max() > bound / 4
             if lost is not None:
                 lost[at] = exact - _value(levels[at], 1, bound, self.slots.levels)
-        levels[self.grid.length :] = [1, *self._check, *self._split(weight)]
+        levels[self.grid.length :] = [1, *self._check, *flags, *self._split(weight)]
         return Encoded(self.slots.pack(levels), saturated, lost)
 
     def decode(self, total: Integers, expect: int | None = None) -> Decoded:
@@ -185,7 +192,8 @@ class Codec:
             LayoutError: the sum has another length, or cannot be a sum of packed values.
         """
         sums = self.slots.unpack(total, self.values)
-        ones, checks, rest = np.split(sums[self.grid.length :], [1, 1 + _CHECKS])
+        flagged = 1 + _CHECKS + 2 * len(self.grid.bounds)
+        ones, checks, flags, rest = np.split(sums[self.grid.length :], [1, 1 + _CHECKS, flagged])
         count = int(ones[0])
         if not 0 < count <= self.slots.sites or (expect is not None and count != expect):
             raise FrameRefused("count", f"the sum holds {count} sites, not {expect or f'1 to {self.slots.sites}'}")
@@ -195,9 +203,9 @@ class Codec:
         divisor = count if self.cap is None else weight / self.cap
         mean = np.zeros(self.grid.length, np.float32)
         if divisor:
-            for bound, at in self.grid.pieces():
-                mean[at] = _value(sums[at], count, bound, self.slots.levels) / divisor
-        return Decoded(mean, weight, count)
+            for section, at in self.grid.pieces():
+                mean[at] = _value(sums[at], count, self.grid.bounds[section], self.slots.levels) / divisor
+        return Decoded(mean, weight, count, tuple(flags.tolist()))
 
     @cached_property
     def _check(self) -> list[int]:

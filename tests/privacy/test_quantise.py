@@ -102,8 +102,9 @@ def test_each_section_has_its_own_bound():
     mean = codec.decode(codec.encode(vector, 1, np.random.default_rng(0)).slots).mean
     assert np.abs(mean[:3] - vector[:3]).max() <= 2 * 0.001 / BYTE.levels
     assert np.abs(mean[3:] - vector[3:]).max() <= 2 * 100 / BYTE.levels
-    following = grid.following(np.float32([0, 0.5, -0.1, 0, 0]))
-    assert following == Grid((2.0, 100.0), (3, 2))
+    assert grid.following([0, 1, 3, 0]) == Grid((0.001, 400.0), (3, 2))
+    assert grid.following([0, 0, 0, 0]) == Grid((0.0005, 50.0), (3, 2))
+    assert grid.following([0, 0, 2, 1]) == grid
 
 
 def test_the_same_generator_gives_the_same_slots():
