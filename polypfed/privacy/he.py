@@ -105,7 +105,8 @@ class Accumulator:
         self._intake.drop(site)
 
     def _check(self, frame: Frame) -> None:
-        self._split(frame.body, frame.index, frame.full)
+        rows = self._blocks[frame.index].stop - self._blocks[frame.index].start
+        _lengths(self.params, frame.body, rows, 0 if frame.full else 1, frame.full)
 
     def _split(self, body: bytes, index: int, full: bool) -> Ciphertexts:
         rows = self._blocks[index].stop - self._blocks[index].start
@@ -214,13 +215,19 @@ def _manifest(frame: Frame, most: int, minimum: int) -> tuple[int, tuple[int, ..
 
 def _parse(params: HEParams, body: bytes, rows: int, seeded: int, full: bool) -> Ciphertexts:
     """Seeds, c0 and c1 of a frame's body, exact in length."""
-    size, head = packed_bytes(rows, params.degree, params.prime_bits), seeded * rows * SEED
-    if len(body) != head + size * (1 + full) or not (seeded or full):
-        raise FrameRefused("body", f"{len(body)} bytes do not hold {rows} ciphertexts")
+    head, size = _lengths(params, body, rows, seeded, full)
     seeds = np.frombuffer(body, np.uint8, head).reshape(seeded, rows, SEED)
     layout = (rows, params.degree, params.prime_bits, params.prime)
     c0 = unpack(body[head : head + size], *layout)
     return Ciphertexts(c0, tuple(seeds), unpack(body[head + size :], *layout) if full else None)
+
+
+def _lengths(params: HEParams, body: bytes, rows: int, seeded: int, full: bool) -> tuple[int, int]:
+    """Bytes of the seeds and of one polynomial of all rows."""
+    size, head = packed_bytes(rows, params.degree, params.prime_bits), seeded * rows * SEED
+    if len(body) != head + size * (1 + full) or not (seeded or full):
+        raise FrameRefused("body", f"{len(body)} bytes do not hold {rows} ciphertexts")
+    return head, size
 
 
 def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:

@@ -225,10 +225,12 @@ def _round(
     exact: NDArray[np.float64], bound: float, levels: int, generator: np.random.Generator
 ) -> tuple[NDArray[np.float64], int]:
     """Stochastically rounded levels, and how many values were outside [-bound, bound]."""
-    if not np.isfinite(exact).all():
+    scaled = exact * (levels / (2 * bound))
+    scaled += levels / 2  # zero lies on a level exactly
+    if not np.isfinite(scaled.sum()):
         raise DataError("a value is not finite", where="delta")
-    outside = np.count_nonzero(np.abs(exact) > bound)
-    scaled = (exact + bound) * (levels / (2 * bound))
+    slack = 1e-9 * levels
+    outside = np.count_nonzero(scaled < -slack) + np.count_nonzero(scaled > levels + slack)
     scaled += generator.random(exact.size, np.float32)
     return np.clip(np.floor(scaled, out=scaled), 0, levels, out=scaled), int(outside)
 

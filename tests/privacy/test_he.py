@@ -184,7 +184,7 @@ def refused(call, reason: str) -> None:
         ({"index": 2}, "frames"),
         ({"full": True}, "body"),
         ({"body": b""}, "body"),
-        ({"body": b"\xff" * (2048 * 54 // 8 + 64)}, "body"),
+        ({"body": b"\xff" * (2048 * 54 // 8 + 65)}, "body"),
     ],
     ids=str,
 )
