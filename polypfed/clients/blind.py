@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 
 from polypfed.clients.base import Client
+from polypfed.clients.outbox import Outbox, at_site, grid_of, plan_of
 from polypfed.core.errors import ConfigError, LayoutError, StateError
 from polypfed.core.gate import norm_of
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.model import Vector, fixed, shared
 from polypfed.core.pack import pack_state, unpack_inner, unpack_state
-from polypfed.core.reduce import BUFFERS, Mean
+from polypfed.core.reduce import BUFFERS
 from polypfed.core.rundir import save_model
-from polypfed.core.seeds import generator
 from polypfed.privacy.errors import KeyRefused
 from polypfed.privacy.he import open_sum, seal_update
-from polypfed.privacy.he_mode import HE, Plan, as_vectors, from_vectors
 from polypfed.privacy.keyring import open_keys
 from polypfed.privacy.keys import JobKey, open_state, seal_state, unwrap, wrap
-from polypfed.privacy.quantise import Grid
+from polypfed.privacy.plan import as_vectors, from_vectors
 from polypfed.privacy.seal import KeyHolder
-from polypfed.strategies.base import Cohort, Strategy, uploads
+from polypfed.privacy.stage import At, Encrypt, Stage
+from polypfed.strategies.base import Cohort, Strategy
 
 _PACKED = "packed"  # a residual and a grid beside the strategy's state
 
@@ -40,27 +40,28 @@ class BlindClient:
     Args:
         client: what trains; it must have `initial`, for no model comes from the server.
         strategy: run here, by the same pure `step` at every site.
-        settings: as the task describes them.
+        stages: as the task describes them; one of them is Encrypt.
         keys: the folder of this site's identity and roster.
 
     Raises:
         ConfigError: the client has no `initial`. KeyRefused: a key file cannot be used.
     """
 
-    def __init__(self, client: Client, strategy: Strategy, settings: HE, keys: Path) -> None:
+    def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], keys: Path) -> None:
         initial: Any = getattr(client, "initial", None)
         if initial is None:
             raise ConfigError(
                 "has no initial(), and under encryption no model comes from the server", where=client.name
             )
-        self.client, self.name, self.settings, self._keys = client, client.name, settings, keys
+        self.client, self.name, self._keys = client, client.name, keys
         self._inner, self._strategy = strategy.at_site(client), strategy
         self.identity, self.roster = open_keys(keys)
         layout, x = initial()
         self._spec = strategy.wire(layout)
         self._first = x if self._spec is layout else x[layout.places({p.name for p in self._spec.parts})]
-        extra, params = uploads(strategy, self._spec.boundary), settings.params(len(self.roster.names))
-        self.plan = Plan.of(self._spec, extra, strategy.reducer, settings, params)
+        self.plan = plan_of(strategy, layout, stages, len(self.roster.names))
+        self._encrypt = self.plan.pipeline.find(Encrypt) or Encrypt()
+        self.outbox = Outbox(self.plan, strategy, client.name)
         self._job: dict[int, tuple[JobKey, KeyHolder]] = {}
         self._begin()
 
@@ -69,11 +70,12 @@ class BlindClient:
         self._state: Mapping[str, Any] = self._strategy.init(self._x[self._spec.trainable])
         self._grid = self.plan.first_grid(self._x)
         self._round = 0
-        self._residual = np.zeros(self.plan.length, np.float32)
+        self._reference: Vector | None = None
+        self.outbox.kept = {}
 
     def fit(self, task: Task) -> Update:
         """Take in the sums, train, and send the update encrypted; or, asked for a key, make one."""
-        if task.config["privacy"].get("phase") == "key":
+        if task.config["stages"].get("phase") == "key":
             return self._make_key(task)
         self._take_in(task)
         x = self._x
@@ -83,20 +85,11 @@ class BlindClient:
         return Update(self.name, task.round, sealed | self._snapshot(task), int(bool(update.weight)), update.metrics)
 
     def _sealed(self, task: Task, update: Update) -> dict[str, Any]:
-        reducer = self._strategy.reducer
-        assert isinstance(reducer, Mean)
-        scale = np.float32(reducer.scale(update))
-        delta = update.vectors["delta"].copy()
-        delta[self._spec.trainable] *= scale
-        if np.isnan(norm_of(delta)):
-            raise LayoutError("the update is not finite", where=self.name, remedy="Lower the learning rate")
-        flat = self.plan.join({**update.vectors, "delta": delta})
-        codec = self.plan.codec(self._grid)
-        encoded = codec.encode(flat, update.weight, generator(task.seed, "rounding"), self._residual)
-        assert encoded.residual is not None
-        self._residual = encoded.residual
-        key, holder = self._key(task, int(task.config["privacy"]["epoch"]))
-        label = self.plan.label(task.run, task.round, int(task.config["privacy"]["attempt"]), key.id)
+        at = at_site(task, self.name, self._reference)
+        vector, _ = self.outbox.flat(update, at)
+        encoded = self.outbox.slots(self.plan.codec(self._grid), vector, update.weight, at)
+        key, holder = self._key(task, int(task.config["stages"]["epoch"]))
+        label = self.plan.label(task.run, task.round, int(task.config["stages"]["attempt"]), key.id)
         number = self.roster.number(self.name)
         frames = seal_update(holder, encoded.slots, label, number, self.identity.signer)
         return as_vectors("frame", list(frames))
@@ -116,7 +109,7 @@ class BlindClient:
 
     def _take_in(self, task: Task) -> None:
         """Run the step of every round between this site's model and the one that is asked for."""
-        about = task.config["privacy"]
+        about = task.config["stages"]
         self._adopt_snapshot(task)
         for number in sorted(int(n) for n in about["sums"]):
             if number == self._round + 1:
@@ -135,12 +128,15 @@ class BlindClient:
             label = self.plan.label(task.run, number, int(about["attempt"]), key.id)
             frames = from_vectors(f"sum.{number}", task.vectors)
             server = self.roster.server.verifier
-            total = open_sum(holder, frames, label, server, self.settings.minimum)
+            total = open_sum(holder, frames, label, server, self._encrypt.minimum)
             if sorted(self.roster.number(name) for name in names) != sorted(total.participants):
                 raise KeyRefused("the sum is of other sites than the server names", where=self.name)
             codec = self.plan.codec(self._grid)
             decoded = codec.decode(total.slots, expect=len(names))
-            self._move(number, decoded.mean, names)
+            at = At(int(task.config["stages"]["seed"]), number, reference=self._reference)
+            mean = self.plan.pipeline.backward(decoded.mean, at, self.plan.length)
+            self._move(number, mean, names)
+            self._reference = mean
             self._grid = self._grid.following(decoded.flags)
         self._round = number
 
@@ -165,47 +161,52 @@ class BlindClient:
 
     def _make_key(self, task: Task) -> Update:
         """This site has been elected: a new key for all members, each piece readable by one of them only."""
-        epoch = int(task.config["privacy"]["epoch"])
+        epoch = int(task.config["stages"]["epoch"])
         key = JobKey.create(task.run, self.plan.params, self.roster, epoch)
-        pieces: dict[str, Any] = {f"key.{n}": np.frombuffer(p, np.uint8) for n, p in wrap(key, self.roster, self.identity).items()}
+        pieces: dict[str, Any] = {
+            f"key.{n}": np.frombuffer(p, np.uint8) for n, p in wrap(key, self.roster, self.identity).items()
+        }
         pieces["id"] = np.frombuffer(key.id, np.uint8)
         return Update(self.name, task.round, pieces, 1, {})
 
     def _snapshot(self, task: Task) -> dict[str, Any]:
         """The model and all that goes with it, sealed under the job key, if the server asks for it."""
-        if not task.config["privacy"].get("snapshot"):
+        if not task.config["stages"].get("snapshot"):
             return {}
-        key, _ = self._key(task, int(task.config["privacy"]["epoch"]))
+        key, _ = self._key(task, int(task.config["stages"]["epoch"]))
         return {"snapshot": np.frombuffer(seal_state(key, self._round, self._packed(residual=False)), np.uint8)}
 
     def _adopt_snapshot(self, task: Task) -> None:
-        about = task.config["privacy"].get("sealed")
+        about = task.config["stages"].get("sealed")
         if about and int(about["round"]) > self._round:
             key, _ = self._key(task, int(about["epoch"]))
-            self._unpack(open_state(key, int(about["round"]), task.vectors["sealed"].tobytes()))
+            sealed = open_state(key, int(about["round"]), task.vectors["sealed"].tobytes())
+            self._unpack(sealed, residual=False)
 
     def _packed(self, *, residual: bool) -> bytes:
         numbers = {k: v for k, v in self._state.items() if not isinstance(v, np.ndarray)}
         about = {"round": self._round, "bounds": self._grid.bounds, "sizes": self._grid.sizes, "numbers": numbers}
         vectors = {f"state.{k}": v for k, v in self._state.items() if isinstance(v, np.ndarray)}
-        vectors |= {"x": self._x} | ({"residual": self._residual} if residual else {})
+        vectors |= {"x": self._x} | ({} if self._reference is None else {"reference": self._reference})
+        vectors |= {f"kept.{k}": v for k, v in self.outbox.kept.items()} if residual else {}
         return pack_state(vectors, json.dumps(about).encode())
 
-    def _unpack(self, data: bytes) -> None:
+    def _unpack(self, data: bytes, *, residual: bool) -> None:
         vectors, about = unpack_state(data), json.loads(unpack_inner(data))
         self._x, self._round = fixed(vectors["x"]), int(about["round"])
-        self._grid = Grid(tuple(about["bounds"]), tuple(about["sizes"]))
+        self._grid, self._reference = grid_of(about), vectors.get("reference")
         self._state = {k[6:]: v for k, v in vectors.items() if k.startswith("state.")} | about["numbers"]
-        self._residual = vectors.get("residual", self._residual)
+        if residual:
+            self.outbox.kept = {k[5:]: v for k, v in vectors.items() if k.startswith("kept.")}
 
     def state(self) -> bytes:
-        """The model, the strategy's state, what rounding lost, and the inner client's state."""
+        """The model, the strategy's state, what the stages keep, and the inner client's state."""
         return pack_state({_PACKED: np.frombuffer(self._packed(residual=True), np.uint8)}, self._inner.state())
 
     def restore(self, state: bytes) -> None:
         """The inverse of `state`."""
         if state:
-            self._unpack(unpack_state(state)[_PACKED].tobytes())
+            self._unpack(unpack_state(state)[_PACKED].tobytes(), residual=True)
         else:
             self._begin()
         self._inner.restore(unpack_inner(state))

@@ -52,30 +52,44 @@ class Site:
     def perform(self, task: Task) -> Reply:
         """The client's answer to `task`; whatever goes wrong becomes a Failure."""
         try:
-            return stamp(self._fit(task) if task.kind == "fit" else self._evaluate(task), task.run)
+            return stamp(self._done(task), task.run)
         except (Exception, SystemExit) as error:  # one site's mistake must not end the federation
             reason = _reason(error)
             detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
             log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=reason == "crashed")
             return Failure(self.name, task.round, reason, detail, task.run)
 
+    def _done(self, task: Task) -> Update | Evaluation:
+        if task.kind == "step":
+            self._adopt(task)
+            return self._tidy(self._work.fit(task), Update)
+        return self._fit(task) if task.kind == "fit" else self._evaluate(task)
+
     def _adopt(self, task: Task) -> None:
         """Dress the client as the task's strategy needs it."""
         description = task.config.get("strategy")
-        privacy = task.config.get("privacy", {}).get("settings")
-        name = (description, privacy)
+        stages = task.config.get("stages", {}).get("list")
+        name = (description, stages)
         if description is not None and name != self._strategy:
             strategy = Registry.build(description)
-            self._work = strategy.at_site(self.client) if privacy is None else self._blind(strategy, privacy)
+            self._work = strategy.at_site(self.client) if stages is None else self._staged(strategy, task)
             self._strategy, self._holds = name, None
 
-    def _blind(self, strategy: Strategy, privacy: Mapping[str, Any]) -> Client:
+    def _staged(self, strategy: Strategy, task: Task) -> Client:
+        """The client behind the stages that the task names."""
         from polypfed.clients.blind import BlindClient
-        from polypfed.privacy.he_mode import HE
+        from polypfed.clients.outbox import build
+        from polypfed.clients.staged import MaskedClient, StagedClient
 
+        about = task.config["stages"]
+        stages = build(about["list"])
+        kinds = {stage.kind for stage in stages}
+        if not kinds & {"encrypt", "mask"}:
+            return StagedClient(self.client, strategy, stages, int(about["sites"]))
         if self._directory is None:
             raise StateError("has no folder, and keys need one", where=self.name)
-        return BlindClient(self.client, strategy, HE.build(privacy), self._directory / "keys")
+        kind = BlindClient if "encrypt" in kinds else MaskedClient
+        return kind(self.client, strategy, stages, self._directory / "keys")
 
     def _fit(self, task: Task) -> Update:
         self._adopt(task)

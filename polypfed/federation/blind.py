@@ -7,7 +7,6 @@ server keeps is a log of encrypted sums, and now and then a snapshot that a site
 import hashlib
 import secrets
 import shutil
-import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,22 +16,19 @@ import numpy as np
 
 from polypfed.clients.base import agreed
 from polypfed.core.checkpoint import Checkpoint
-from polypfed.core.errors import ConfigError, QuorumError, Refused
+from polypfed.core.errors import QuorumError, Refused
 from polypfed.core.gate import SealedGate
 from polypfed.core.messages import Evaluation, Failure, Task, Update
-from polypfed.core.model import ModelSpec, nbytes
+from polypfed.core.model import nbytes
 from polypfed.core.rundir import machine
 from polypfed.federation.collect import Collected, admit, config_for, record
-from polypfed.federation.engine import Engine
 from polypfed.federation.protocol import Backend, Event, Listener
+from polypfed.federation.staged import StagedEngine
 from polypfed.federation.sums import SumLog
-from polypfed.privacy.errors import IncompatiblePrivacy
 from polypfed.privacy.he import Accumulator
-from polypfed.privacy.he_mode import HE, Plan, as_vectors, check_reducer, from_vectors
-from polypfed.privacy.keyring import open_keys, provision
-from polypfed.strategies.base import keeps_nothing, uploads
-from polypfed.strategies.fedbuff import FedBuff
-from polypfed.strategies.keepbest import KeepBest
+from polypfed.privacy.plan import as_vectors, from_vectors
+from polypfed.privacy.stage import Encrypt
+from polypfed.strategies.base import keeps_nothing
 
 if TYPE_CHECKING:
     from polypfed.federation.api import Federation
@@ -41,51 +37,28 @@ DIGEST = "model_digest"
 _NOTHING = np.zeros(0, np.float32)
 
 
-def check_blind(fed: "Federation") -> None:
-    """Refuse at construction what a server that sees nothing cannot do.
-
-    Raises:
-        IncompatiblePrivacy: with the reason and a way out.
-    """
-    if isinstance(fed.strategy, FedBuff | KeepBest):
-        name = type(fed.strategy).__name__
-        raise IncompatiblePrivacy(f"{name} decides on the server, which sees no model", where="strategy")
-    if fed.evaluate == "matrix":
-        raise IncompatiblePrivacy(
-            "the cross-site matrix shows each site's model to the others", where="evaluate", remedy='Use "global"'
-        )
-    if fed.clients:
-        assert isinstance(fed.privacy, HE)
-        fed.privacy.params(len(fed.clients))
-    check_reducer(fed.strategy.reducer)
-
-
-class BlindEngine(Engine):
+class BlindEngine(StagedEngine):
     """One run under encryption."""
 
     def __init__(self, fed: "Federation", backend: Backend, directory: Path | None, listen: Listener | None) -> None:
         super().__init__(fed, backend, directory, listen)
-        assert isinstance(fed.privacy, HE)
-        self.settings: HE = fed.privacy
         self._attempt = self._epoch = 0
         self._log: SumLog
-        self._plan: Plan
+
+    @property
+    def _encrypt(self) -> Encrypt:
+        return next(stage for stage in self.fed.stages if isinstance(stage, Encrypt))
 
     def _place(self) -> Path | None:
-        """Keys need a place: a folder that is deleted at the end, if the run has none."""
-        root = self.folder.path if self.folder else Path(tempfile.mkdtemp(prefix="polypfed-"))
-        if not self.folder:
-            self._stack.callback(shutil.rmtree, root, ignore_errors=True)
+        root = super()._place()
+        assert root is not None
         self._log = SumLog(root / "sums")
-        if self.fed.clients:
-            provision([c.name for c in self.fed.clients], root)
-        self.identity, self.roster = open_keys(root / "keys")
         return root
 
     @property
     def least(self) -> int:
         """A sum of fewer is not decrypted."""
-        return max(self.settings.minimum, super().least)
+        return max(self._encrypt.minimum, super().least)
 
     def begin(self) -> None:
         """Round 0: every site scores the initial model, which it has itself; the server knows its layout only."""
@@ -104,20 +77,6 @@ class BlindEngine(Engine):
         super().restore()
         self._log.drop_after(self.now.round)
 
-    def _check(self, layout: ModelSpec) -> None:
-        super()._check(layout)
-        if self.roster.names != self.sites:
-            raise ConfigError(
-                f"names {self.roster.names}, the sites are {self.sites}", where="keys/roster.json",
-                remedy="Make the roster anew with polypfed keys",
-            )  # fmt: skip
-        spec, strategy = self.fed.strategy.wire(layout), self.fed.strategy
-        params = self.settings.params(len(self.sites))
-        self._plan = Plan.of(spec, uploads(strategy, spec.boundary), strategy.reducer, self.settings, params)
-
-    def _settings(self, layout: str) -> dict[str, Any]:
-        return super()._settings(layout) | {"privacy": self.settings.describe()}
-
     # ------------------------------------------------------------------------------------------------- keys
     def _elect(self, number: int) -> None:
         """See that there is a job key for the present members; else a site makes one, wrapped for each."""
@@ -129,8 +88,8 @@ class BlindEngine(Engine):
         order = sorted(self.sites, key=lambda n: hashlib.sha256(f"{self.now.run} {n}".encode()).digest())
         for name in order:
             config = config_for(self, number, name, 1 << 20)
-            config["privacy"] = {"settings": self.settings.describe(), "phase": "key", "epoch": self._epoch}
-            for reply in self.backend.exchange({name: Task(number, "fit", {}, config)}, self.fed.deadline):
+            config |= {"stages": self._about(phase="key", epoch=self._epoch)}
+            for reply in self.backend.exchange({name: Task(number, "step", {}, config)}, self.fed.deadline):
                 gate = SealedGate(self.now.run, number, frozenset([name]), {}, 1.0)
                 update = admit(self, gate, reply)
                 if isinstance(update, Update) and {f"key.{n}" for n in self.sites} <= set(update.vectors):
@@ -160,19 +119,19 @@ class BlindEngine(Engine):
         about |= {"epoch": self._epoch, "attempt": self._attempt, "base": base, "snapshot": snapshot}
         about |= {"sums": {str(n): entry.about for n, entry in sums.items()}}
         config = config_for(self, number, name, self._largest())
-        return Task(number, kind, vectors, config | {"privacy": {"settings": self.settings.describe(), **about}})
+        return Task(number, kind, vectors, config | {"stages": self._about(**about)})
 
     def _largest(self) -> int:
         """Bytes that no reply exceeds: an update with full ciphertexts, and a snapshot."""
-        values = self._plan.length
-        return int(2.2 * self._plan.params.bytes_per_value * values) + 16 * 4 * values + (1 << 20)
+        values = self.plan.length
+        return int(2.2 * self.plan.params.bytes_per_value * values) + 16 * 4 * values + (1 << 20)
 
     def _collect(self, number: int, attempt: int) -> Collected:
         self._attempt = attempt
         if attempt == 0:
             self._elect(number)
         names = self._cohort(number, attempt)
-        wanted = number > 1 and (number - 1) % self.settings.snapshot == 0
+        wanted = number > 1 and (number - 1) % self._encrypt.snapshot == 0
         tasks = {n: self._task("fit", number, n, number - 1, snapshot=wanted and n == names[0]) for n in names}
         got = _Sealed(self, number, names)
         got.down += sum(nbytes(task.vectors) for task in tasks.values())
@@ -227,13 +186,16 @@ class _Sealed(Collected):
 
     def __init__(self, engine: BlindEngine, number: int, names: list[str]) -> None:
         super().__init__(engine, number, names)
-        self._engine = engine
+        self._engine: BlindEngine = engine
         key = bytes.fromhex(engine._log.keys()[engine._epoch].about["id"])
-        label = engine._plan.label(engine.now.run, number, engine._attempt, key)
+        label = engine.plan.label(engine.now.run, number, engine._attempt, key)
         verifiers = {engine.roster.number(name): engine.roster[name].verifier for name in names}
-        self._sum = Accumulator(engine._plan.params, label, verifiers)
+        self._sum = Accumulator(engine.plan.params, label, verifiers)
         self.frames: list[bytes] = []
         self.snapshot: bytes | None = None
+
+    def _lengths(self, engine: Any) -> dict[str, int]:
+        return {}
 
     def take(self, update: Update) -> None:
         """Add all frames of one site, or none.
@@ -258,5 +220,5 @@ class _Sealed(Collected):
 
     def seal(self) -> None:
         """Make the frames of the sum, if there is one that may be decrypted."""
-        if len(self._sum.participants) >= self._engine.settings.minimum:
+        if len(self._sum.participants) >= self._engine._encrypt.minimum:
             self.frames = list(self._sum.frames(self._engine.identity.signer))

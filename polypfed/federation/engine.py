@@ -131,7 +131,7 @@ class Engine:
     def until(self, rounds: int) -> History:
         """Rounds up to `rounds`, then the history with the models in it."""
         spec = self.now.spec
-        self.lengths = {"delta": spec.size, **uploads(self.fed.strategy, spec.boundary)}
+        self.lengths = self._lengths()
         while self.now.round < rounds:
             self._round(self.now.round + 1)
         best = self.now.best
@@ -139,6 +139,10 @@ class Engine:
         if self.now.x.size:  # a server that sees no model has none to give
             self.history.model, self.history.best = self.now.x.copy(), None if best is None else best.copy()
         return self.history
+
+    def _lengths(self) -> dict[str, int]:
+        """The vectors of an update by name."""
+        return {"delta": self.now.spec.size, **uploads(self.fed.strategy, self.now.spec.boundary)}
 
     def _round(self, number: int) -> None:
         begun, before = monotonic(), replace(self.now)
@@ -176,15 +180,30 @@ class Engine:
             return fill(self, self.fed.strategy, number)
         names = self._cohort(number, attempt)
         broadcast = self.fed.strategy.broadcast(self.now.x[self.now.spec.trainable], shared(self.now.state))
-        vectors = shared({"model": self.now.x, **broadcast})
-        tasks = {n: Task(number, "fit", vectors, config_for(self, number, n, max_bytes(self.lengths))) for n in names}
-        got = Collected(self, number, names)
-        collect(self, got, tasks)
+        vectors = shared({"model": self.now.x, **broadcast, **self._more_vectors()})
+        config = {n: config_for(self, number, n, max_bytes(self.lengths)) | self._more_config() for n in names}
+        got = self._collected(number, names)
+        collect(self, got, {n: Task(number, "fit", vectors, config[n]) for n in names})
         return got
+
+    def _more_vectors(self) -> Mapping[str, Vector]:
+        """What else a fit task carries."""
+        return {}
+
+    def _more_config(self) -> dict[str, Any]:
+        """What else a task says."""
+        return {}
+
+    def _collected(self, number: int, names: list[str]) -> Collected:
+        return Collected(self, number, names)
+
+    def _mean(self, got: Collected) -> dict[str, Vector]:
+        """What the strategy's step and the buffers get."""
+        return got.queue.result()
 
     def _step(self, number: int, got: Collected) -> None:
         """The server half: the strategy moves the trainable part, buffers are averaged."""
-        now, mean = self.now, got.queue.result()
+        now, mean = self.now, self._mean(got)
         self._write_metrics(got)
         working = {name: weight for name, weight in sorted(got.accepted.items()) if weight}
         if not working:  # an empty round: nothing moves, no moment decays
@@ -231,7 +250,7 @@ class Engine:
 
     def _evaluation_tasks(self, local_models: Mapping[str, Vector]) -> dict[str, Task]:
         vectors = shared({"model": self.now.x, **{f"model@{name}": y for name, y in sorted(local_models.items())}})
-        config = {n: config_for(self, self.now.round, n, max_bytes({})) for n in self.sites}
+        config = {n: config_for(self, self.now.round, n, max_bytes({})) | self._more_config() for n in self.sites}
         return {n: Task(self.now.round, "evaluate", vectors, config[n]) for n in self.sites}
 
     def _agreeing(self, scores: dict[str, Evaluation]) -> dict[str, Evaluation]:
