@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from polypfed.clients.base import Client
+from polypfed.clients.masking import Steps, group_of
 from polypfed.clients.outbox import Outbox, at_site, grid_of, plan_of
 from polypfed.core.errors import ConfigError, LayoutError, StateError
 from polypfed.core.gate import norm_of
@@ -28,7 +29,9 @@ from polypfed.privacy.keyring import open_keys
 from polypfed.privacy.keys import JobKey, open_state, seal_state, unwrap, wrap
 from polypfed.privacy.plan import as_vectors, from_vectors
 from polypfed.privacy.seal import KeyHolder
-from polypfed.privacy.stage import At, Encrypt, Stage
+from polypfed.privacy.secagg import Unmasking, read_keys
+from polypfed.privacy.slots import Integers
+from polypfed.privacy.stage import At, Encrypt, Mask, Stage
 from polypfed.strategies.base import Cohort, Strategy
 
 _PACKED = "packed"  # a residual and a grid beside the strategy's state
@@ -62,6 +65,8 @@ class BlindClient:
         self.plan = plan_of(strategy, layout, stages, len(self.roster.names))
         self._encrypt = self.plan.pipeline.find(Encrypt) or Encrypt()
         self.outbox = Outbox(self.plan, strategy, client.name)
+        self._steps = Steps(self.plan, self.identity, self.roster)
+        self._masked = self.plan.pipeline.find(Mask) is not None
         self._job: dict[int, tuple[JobKey, KeyHolder]] = {}
         self._begin()
 
@@ -75,8 +80,8 @@ class BlindClient:
 
     def fit(self, task: Task) -> Update:
         """Take in the sums, train, and send the update encrypted; or, asked for a key, make one."""
-        if task.config["stages"].get("phase") == "key":
-            return self._make_key(task)
+        if task.kind == "step":
+            return self._make_key(task) if task.config["stages"]["phase"] == "key" else self._steps.take(task)
         self._take_in(task)
         x = self._x
         vectors = shared({"model": x, **self._strategy.broadcast(x[self._spec.trainable], self._state)})
@@ -88,10 +93,11 @@ class BlindClient:
         at = at_site(task, self.name, self._reference)
         vector, _ = self.outbox.flat(update, at)
         encoded = self.outbox.slots(self.plan.codec(self._grid), vector, update.weight, at)
+        slots = self._steps.mask(task, encoded.slots) if self._masked else encoded.slots
         key, holder = self._key(task, int(task.config["stages"]["epoch"]))
         label = self.plan.label(task.run, task.round, int(task.config["stages"]["attempt"]), key.id)
         number = self.roster.number(self.name)
-        frames = seal_update(holder, encoded.slots, label, number, self.identity.signer)
+        frames = seal_update(holder, slots, label, number, self.identity.signer)
         return as_vectors("frame", list(frames))
 
     def evaluate(self, task: Task) -> Evaluation:
@@ -132,13 +138,22 @@ class BlindClient:
             if sorted(self.roster.number(name) for name in names) != sorted(total.participants):
                 raise KeyRefused("the sum is of other sites than the server names", where=self.name)
             codec = self.plan.codec(self._grid)
-            decoded = codec.decode(total.slots, expect=len(names))
+            decoded = codec.decode(self._opened(task, number, about, total.slots), expect=len(names))
             at = At(int(task.config["stages"]["seed"]), number, reference=self._reference)
             mean = self.plan.pipeline.backward(decoded.mean, at, self.plan.length)
             self._move(number, mean, names)
             self._reference = mean
             self._grid = self._grid.following(decoded.flags)
         self._round = number
+
+    def _opened(self, task: Task, number: int, about: Mapping[str, Any], slots: Integers) -> Integers:
+        """The sum of the slots, its masks removed by what the survivors have revealed."""
+        if not self._masked:
+            return slots
+        given = about["unmasking"]
+        group = group_of(task.run, number, int(about["attempt"]), self.roster, tuple(given["group"]), self.plan)
+        keys = read_keys(group, {name: bytes.fromhex(data) for name, data in given["keys"].items()})
+        return Unmasking.from_json(group, keys, given).remove(slots)
 
     def _move(self, number: int, mean: Vector, names: tuple[str, ...]) -> None:
         parts = self.plan.split(mean)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polypfed.clients.base import agreed
+from polypfed.clients.masking import group_of
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import QuorumError, Refused
 from polypfed.core.gate import SealedGate
@@ -22,12 +23,14 @@ from polypfed.core.messages import Evaluation, Failure, Task, Update
 from polypfed.core.model import nbytes
 from polypfed.core.rundir import machine
 from polypfed.federation.collect import Collected, admit, config_for, record
+from polypfed.federation.masking import Masking, as_arrays
 from polypfed.federation.protocol import Backend, Event, Listener
 from polypfed.federation.staged import StagedEngine
 from polypfed.federation.sums import SumLog
 from polypfed.privacy.he import Accumulator
 from polypfed.privacy.plan import as_vectors, from_vectors
-from polypfed.privacy.stage import Encrypt
+from polypfed.privacy.secagg import LEAST
+from polypfed.privacy.stage import Encrypt, Mask
 from polypfed.strategies.base import keeps_nothing
 
 if TYPE_CHECKING:
@@ -58,7 +61,9 @@ class BlindEngine(StagedEngine):
     @property
     def least(self) -> int:
         """A sum of fewer is not decrypted."""
-        return max(self._encrypt.minimum, super().least)
+        mask = self.plan.pipeline.find(Mask)
+        masked = 0 if mask is None else max(LEAST, mask.of(self.asked))
+        return max(self._encrypt.minimum, masked, super().least)
 
     def begin(self) -> None:
         """Round 0: every site scores the initial model, which it has itself; the server knows its layout only."""
@@ -132,8 +137,15 @@ class BlindEngine(StagedEngine):
             self._elect(number)
         names = self._cohort(number, attempt)
         wanted = number > 1 and (number - 1) % self._encrypt.snapshot == 0
-        tasks = {n: self._task("fit", number, n, number - 1, snapshot=wanted and n == names[0]) for n in names}
         got = _Sealed(self, number, names)
+        try:
+            shares = self._masked(got, names)
+        except Refused as refusal:
+            record(self, Failure(str(refusal.where or ""), number, refusal.reason, str(refusal)))
+            return got
+        tasks = {n: self._task("fit", number, n, number - 1, snapshot=wanted and n == names[0]) for n in sorted(shares)}
+        for name, pieces in shares.items():
+            tasks[name] = replace(tasks[name], vectors={**tasks[name].vectors, **as_arrays(pieces)})
         got.down += sum(nbytes(task.vectors) for task in tasks.values())
         gate = SealedGate(self.now.run, number, frozenset(tasks), {}, 1.0)
         for reply in self.backend.exchange(tasks, self.fed.deadline):
@@ -142,8 +154,21 @@ class BlindEngine(StagedEngine):
                 self.now.accepted = {n: r for n, r in self.now.accepted.items() if n != checked.client}
             got.failed += isinstance(checked, Failure)
             self.tell(Event("fit", number, reply.client, checked))
-        got.seal()
+        try:
+            got.seal()
+        except Refused as refusal:
+            record(self, Failure(str(refusal.where or ""), number, refusal.reason, str(refusal)))
+            got.accepted.clear()
         return got
+
+    def _masked(self, got: "_Sealed", names: list[str]) -> dict[str, dict[str, bytes]]:
+        """Under hybrid the masks are prepared first; by site what its task carries for that."""
+        if self.plan.pipeline.find(Mask) is None:
+            return {name: {} for name in names}
+        group = group_of(self.now.run, got.number, self._attempt, self.roster, tuple(names), self.plan)
+        got.masking = Masking(self, got, group)
+        got.masking.prepare()
+        return got.masking.inbox
 
     def _counted(self, got: "_Sealed", reply: Update | Failure) -> Update | Failure:
         if isinstance(reply, Update):
@@ -158,7 +183,7 @@ class BlindEngine(StagedEngine):
         assert isinstance(got, _Sealed)
         self._write_metrics(got)
         working = sorted(name for name, weight in got.accepted.items() if weight)
-        about = {"clients": working, "epoch": self._epoch, "attempt": self._attempt}
+        about = {"clients": working, "epoch": self._epoch, "attempt": self._attempt, **got.about}
         self._log.add(number, about, got.frames)
         if got.snapshot is not None:
             self._log.keep_snapshot(number - 1, self._epoch, got.snapshot)
@@ -193,6 +218,8 @@ class _Sealed(Collected):
         self._sum = Accumulator(engine.plan.params, label, verifiers)
         self.frames: list[bytes] = []
         self.snapshot: bytes | None = None
+        self.masking: Masking | None = None
+        self.about: dict[str, Any] = {}
 
     def _lengths(self, engine: Any) -> dict[str, int]:
         return {}
@@ -219,6 +246,16 @@ class _Sealed(Collected):
         self.up += nbytes(update.vectors)
 
     def seal(self) -> None:
-        """Make the frames of the sum, if there is one that may be decrypted."""
-        if len(self._sum.participants) >= self._engine._encrypt.minimum:
-            self.frames = list(self._sum.frames(self._engine.identity.signer))
+        """Make the frames of the sum, if there is one that may be decrypted.
+
+        Raises:
+            Refused: the masks in it cannot be removed.
+        """
+        if len(self._sum.participants) < self._engine.least:
+            return
+        if self.masking is not None:
+            survivors = sorted(self._engine.roster.names[number] for number in self._sum.participants)
+            opened = self.masking.finish(survivors).to_json()
+            keys = {name: data.hex() for name, data in self.masking.public.items()}
+            self.about = {"unmasking": {**opened, "keys": keys, "group": list(self.masking.group.names)}}
+        self.frames = list(self._sum.frames(self._engine.identity.signer))

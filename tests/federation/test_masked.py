@@ -1,5 +1,6 @@
 """Masked rounds: the server learns the sum and the model, and no single update."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,18 @@ import pytest
 
 from polypfed import Federation, NumpyClient, Task, Update
 from polypfed.backends import Local
-from polypfed.core.errors import QuorumError
+from polypfed.clients.outbox import plan_of
+from polypfed.core.errors import LayoutError, QuorumError
 from polypfed.core.messages import Reply
-from polypfed.privacy.errors import IncompatiblePrivacy
+from polypfed.core.rundir import load_model
+from polypfed.federation.sums import SumLog
+from polypfed.privacy.errors import FrameRefused, IncompatiblePrivacy
+from polypfed.privacy.he import Accumulator, open_sum
+from polypfed.privacy.keyring import open_keys
+from polypfed.privacy.keys import unwrap
 from polypfed.privacy.modes import stages
+from polypfed.privacy.plan import from_vectors
+from polypfed.privacy.seal import KeyHolder
 from polypfed.strategies import FedAdam, FedAvg, Scaffold, Strategy
 from tests.problems import Quadratic, Scripted, absent, bits
 
@@ -29,10 +38,10 @@ def clients(count: int = 4) -> list[NumpyClient]:
     ]
 
 
-def fed(strategy: Strategy | None = None, **settings: Any) -> Federation:
+def fed(strategy: Strategy | None = None, mode: Any = "secagg", **settings: Any) -> Federation:
     strategy = strategy or FedAvg()
     cap = None if isinstance(strategy, Scaffold) else 100
-    line = stages("secagg", cap=cap, bound=1.0, bits=11)
+    line = stages(mode, cap=cap, bound=1.0, bits=11 if mode == "secagg" else 9)
     return Federation(clients=clients(), strategy=strategy, **({"stages": line} | settings))
 
 
@@ -114,3 +123,59 @@ def test_resume(tmp_path: Path) -> None:
 def test_two_sites_are_refused() -> None:
     with pytest.raises(IncompatiblePrivacy, match="3 are needed"):
         Federation(clients=clients(2), stages=stages("secagg", cap=100))
+
+
+def held(folder: Path, site: str) -> Any:
+    return load_model(folder / "sites" / site / "model.safetensors")[1]
+
+
+@pytest.mark.parametrize("strategy", [FedAvg(), Scaffold()], ids=lambda s: type(s).__name__)
+def test_masks_inside_the_encryption(tmp_path: Path, strategy: Strategy) -> None:
+    """Hybrid: all sites reach one model, and it is that of the same rounds under encryption alone."""
+    history = fed(strategy, "hybrid").run(4, Local(), tmp_path / "hybrid")
+    fed(strategy, "he").run(4, Local(), tmp_path / "he")
+    assert not history.failures
+    assert history.model is None
+    found = {held(tmp_path / "hybrid", f"s{i}").tobytes() for i in range(4)}
+    assert found == {held(tmp_path / "he", "s0").tobytes()}
+
+
+def test_a_lost_site_under_hybrid(tmp_path: Path) -> None:
+    pytest.importorskip("tenseal")
+
+    def script(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
+        yield absent(name, task) if name == "s1" and task.round == 2 and task.kind == "fit" else reply
+
+    history = fed(None, "hybrid").run(3, Scripted(script), tmp_path)
+    assert {(f.client, f.round) for f in history.failures} == {("s1", 2)}
+    assert len({held(tmp_path, f"s{i}").tobytes() for i in range(4)}) == 1
+
+
+def test_one_leaked_job_key_does_not_open_a_single_update(tmp_path: Path) -> None:
+    """Whoever has the job key decrypts a site's frames to masked integers, which say nothing."""
+    frames: dict[str, list[bytes]] = {}
+
+    def script(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
+        if task.kind == "fit" and isinstance(reply, Update):
+            frames[name] = from_vectors("frame", reply.vectors)
+        yield reply
+
+    run = fed(None, "hybrid")
+    run.run(1, Scripted(script), tmp_path)
+    identity, roster = open_keys(tmp_path / "sites" / "s3" / "keys")
+    entry = SumLog(tmp_path / "sums").keys()[1]
+    name = json.loads((tmp_path / "run.json").read_text())["run"]
+    key = unwrap(entry.pieces[entry.about["names"].index("s3")], identity, roster, name)
+    plan = plan_of(FedAvg(), clients()[0].initial()[0], run.stages, 4)
+    server = Accumulator(plan.params, plan.label(name, 1, 0, key.id), roster.verifiers)
+    for frame in [*frames["s0"], *frames["s1"]]:
+        server.add(frame)
+    signer = open_keys(tmp_path / "keys")[0].signer
+    holder = KeyHolder(key.params, key.secret)
+    pair = open_sum(holder, server.frames(signer), plan.label(name, 1, 0, key.id), roster.server.verifier)
+    modulus = plan.params.slots.modulus
+    spread = np.asarray(pair.slots, np.float64) / modulus
+    assert 0.35 < spread.mean() < 0.65  # uniform below the modulus
+    assert spread.std() > 0.2
+    with pytest.raises((FrameRefused, LayoutError)):
+        plan.codec(plan.first_grid(START)).decode(pair.slots, expect=2)
