@@ -18,7 +18,7 @@ import numpy as np
 from polypfed.core.errors import MessageError
 from polypfed.core.model import Vector, fixed
 
-Kind = Literal["fit", "evaluate"]
+Kind = Literal["fit", "evaluate", "step"]
 HEADER_LIMIT = 1 << 20
 _MAGIC = b"PFED\x01"
 _PREFIX = struct.Struct("<5sI")
@@ -36,7 +36,7 @@ class Task:
 
     Attributes:
         round: the server round, from 1 (0 is the evaluation of the initial model).
-        kind: "fit" or "evaluate".
+        kind: "fit", "evaluate", or "step": a part of a protocol that moves nothing a client keeps.
         vectors: "model" is the global model, (P,); the others are what the strategy broadcasts, (T,).
         config: JSON values: `seed`, `strategy`, `run`, `accepted` (the last round in which this client's update
             counted), `reply_bytes` (the largest reply that will be read).

@@ -232,8 +232,9 @@ class Quantise(_Step):
 
     Args:
         bits: of a value, at least.
-        bound: of the first round's values, weighted; later grids follow what the sites send.
-        cap: the most examples a site may have; None weighs all sites alike.
+        bound: of the first round's values, as a share of the largest weight of their tensor; later ones follow from
+            what the sites say of it inside the sum.
+        cap: the most examples a site may have, near the largest number there is; None weighs all sites alike.
         feedback: keep what rounding and saturation lost for the next round.
     """
 
@@ -251,12 +252,25 @@ class Quantise(_Step):
 
 @dataclass(frozen=True)
 class Encrypt(_Step):
-    """BFV under a key that the sites share and the server does not have."""
+    """BFV under a key that the sites share and the server does not have.
+
+    Args:
+        profile: "std" (classical 128 bit), "pq128" (post-quantum 128) or "tc256" (classical 256).
+        minimum: a sum of fewer sites is not decrypted, as it would show too much of each.
+        snapshot: every so many rounds one site hands in the model, sealed for the others, for those who come late.
+    """
 
     kind: ClassVar[Kind] = "encrypt"
     sums: ClassVar[bool] = True
     least: ClassVar[int] = 2
     profile: Profile = "std"
+    minimum: int = 2
+    snapshot: int = 10
+
+    def __post_init__(self) -> None:
+        whole("minimum", self.minimum, 2)
+        whole("snapshot", self.snapshot, 1)
+        HEParams(self.profile, 2, 1)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,21 @@ class Registry:
     @classmethod
     def describe(cls, strategy: Strategy) -> dict[str, Any]:
         """The strategy as JSON values; `build` gives it back."""
-        return cast("dict[str, Any]", _plain(strategy))
+        return cast("dict[str, Any]", cls.plain(strategy))
+
+    @classmethod
+    def plain(cls, value: Any) -> Any:
+        """Any known dataclass as JSON values, its name among them."""
+        return _plain(value)
+
+    @classmethod
+    def revive(cls, description: Mapping[str, Any], where: str) -> Any:
+        """The known dataclass that `description` names.
+
+        Raises:
+            ConfigError: the name or a setting is unknown or out of range; it is said under `where`.
+        """
+        return cls._build(description, where)
 
     @classmethod
     def check(cls, strategy: Strategy) -> None:

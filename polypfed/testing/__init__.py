@@ -1,4 +1,4 @@
-"""Checks for your own strategies, clients, backends and stages; ours pass the same ones. They need no test framework."""
+"""Checks for your own strategies, clients, backends and stages; ours pass them too. They need no test framework."""
 
 from polypfed.testing.backend import check_backend
 from polypfed.testing.client import check_client
