@@ -60,12 +60,14 @@ def _middle(found: Sequence[Vector], out: Vector) -> None:
 
 
 def _mean(found: Sequence[Vector], out: Vector) -> None:
-    total, wide = np.zeros(out.size), np.empty(out.size)
-    for values in found:
+    total, wide = np.empty((2, out.size))
+    np.copyto(total, found[0])
+    for values in found[1:]:
         np.copyto(wide, values)  # adding float32 to float64 at once takes longer than widening first
         np.add(total, wide, out=total)
     np.divide(total, len(found), out=total)
     np.copyto(out, total, casting="same_kind")
+    np.add(out, np.float32(0), out=out)
 
 
 class Program(NamedTuple):
