@@ -14,7 +14,20 @@ from polypfed.privacy.errors import IncompatiblePrivacy
 from polypfed.privacy.params import HEParams
 from polypfed.privacy.quantise import Codec, Encoded, Grid
 from polypfed.privacy.slots import Slots
-from polypfed.privacy.stage import At, Clip, Encrypt, Kind, Mask, Noise, Quantise, Stage, State, codec_for, slots_for
+from polypfed.privacy.stage import (
+    At,
+    Clip,
+    Encrypt,
+    Kind,
+    Mask,
+    Noise,
+    Quantise,
+    RandomK,
+    Stage,
+    State,
+    codec_for,
+    slots_for,
+)
 
 Mode = Literal["plain", "dp", "he", "secagg", "hybrid"]
 _ORDER: dict[Kind, int] = {"clip": 0, "noise": 1, "compress": 2, "mask": 3, "encrypt": 4}
@@ -88,14 +101,39 @@ class Pipeline:
         quantise = self.find(Quantise)
         return codec_for(quantise, self.layout[0], length, grid) if quantise and self.layout else None
 
-    def encode(self, codec: Codec, vector: Vector, weight: int, state: State, at: At) -> tuple[Encoded, State]:
-        """What `forward` gave as slots, and the rounding's residual as state."""
-        quantise = self.find(Quantise)
-        residual = state.get("rounding") if quantise and quantise.feedback else None
-        if quantise and quantise.feedback and residual is None:
-            residual = np.zeros_like(vector)
-        out = codec.encode(vector, weight, generator(at.seed, "rounding", at.round, at.site), residual)
-        return out, {} if out.residual is None else {"rounding": out.residual}
+    def encode(
+        self, codec: Codec, vector: Vector, weight: int, state: State, kept: State, at: At
+    ) -> tuple[Encoded, State]:
+        """What `forward` gave as slots, and the state after the round.
+
+        Args:
+            state: before the round. kept: as `forward` returned it.
+        """
+        quantise, place = self.find(Quantise), self._sparse
+        if quantise is None or not quantise.feedback:
+            return codec.encode(vector, weight, self._draw(at)), kept
+        residual = None if place is not None else state.get("rounding")
+        out = codec.encode(vector, weight, self._draw(at), np.zeros_like(vector) if residual is None else residual)
+        assert out.residual is not None
+        if place is None:
+            return out, {**kept, "rounding": out.residual}
+        # The next round sends other indices: what rounding lost goes back to where it came from, unweighted.
+        dense = kept[f"{place}.residual"].copy()
+        factor = 1.0 if codec.cap is None else weight / codec.cap
+        if factor:
+            stage: Any = self.floats[place]
+            dense[stage.indices(dense.size, at)] += out.residual / np.float32(factor)
+        return out, {**kept, f"{place}.residual": dense}
+
+    @property
+    def _sparse(self) -> int | None:
+        """The place of the last stage that leaves values out."""
+        places = [i for i, s in enumerate(self.floats) if isinstance(s, RandomK) and s.linear]
+        return places[-1] if places else None
+
+    @staticmethod
+    def _draw(at: At) -> np.random.Generator:
+        return generator(at.seed, "rounding", at.round, at.site)
 
     def describe(self) -> list[dict[str, Any]]:
         """Names and settings, for run.json and the report."""

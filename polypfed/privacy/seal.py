@@ -223,9 +223,9 @@ class KeyHolder:
         rows = [slots[i : i + n].tolist() for i in range(0, slots.size, n)]
         c0 = np.empty((len(rows), n), np.uint64)
         rest: list[bytes] = []
+        path = channel.write()
         for row, values in enumerate(rows):
             self._encoder.encode(values, self._plain)
-            path = channel.write()
             self._encrypt(path)
             c0[row], tail = self.scheme.parse(channel.read())
             rest.append(tail)

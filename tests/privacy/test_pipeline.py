@@ -124,8 +124,8 @@ def test_a_whole_round_through_all_stages():
         at = At(seed=7, round=3, site=site, reference=reference, simulate=True)
         values, state = line.forward(draw.normal(size=length).astype(np.float32), {}, at)
         assert set(state) == {"2.residual"}
-        encoded, rounding = line.encode(codec, values, 1, {}, at)
-        assert rounding["rounding"].shape == values.shape
+        encoded, after = line.encode(codec, values, 1, {}, state, at)
+        assert set(after) == {"2.residual"}
         total, sent = total + encoded.slots.astype(np.uint64), [*sent, values]
     mean = line.backward(codec.decode(total, expect=4).mean, At(seed=7, round=3, reference=reference), length)
     assert np.count_nonzero(mean) <= 100
@@ -171,3 +171,20 @@ def test_the_table_has_a_row_for_every_mode_and_says_the_worst():
     assert math.prod(bool(v) for row in disclosure.rows() for v in row.values())
     with pytest.raises(ConfigError, match="not one of"):
         disclosure.rows(mode="none")
+
+
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_nothing_is_lost_over_the_rounds_though_the_indices_change(share):
+    """What was sent and what is kept add up to what was to be sent, weighted by n / cap."""
+    stages = [*([RandomK(share)] if share else []), Quantise(bits=4, bound=0.05, cap=100)]
+    line = compose(stages, sites=4, weights="examples")
+    draw, state, sent, wanted = np.random.default_rng(0), {}, np.zeros(200), np.zeros(200)
+    codec = line.codec(line.lengths(200)[-1])
+    for number in range(1, 60):
+        at, vector = At(seed=3, round=number, site="a"), draw.normal(0, 0.05, 200).astype(np.float32)
+        values, kept = line.forward(vector, state, at)
+        out, state = line.encode(codec, values, 50, state, kept, at)
+        sent += line.backward(codec.decode(out.slots).mean, at, 200)
+        wanted += vector
+    left = state["0.residual"] if share else state["rounding"] / 0.5
+    np.testing.assert_allclose(sent + left, wanted, atol=1e-4)
