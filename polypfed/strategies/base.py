@@ -132,9 +132,10 @@ class Base:
                 where="reducer",
                 remedy="Ask more sites in a round, or choose another reducer",
             )
-        if isinstance(self.reducer, Mean):
+        weight = getattr(self.reducer, "weight", None)
+        if weight is not None:
             for site in sites:
-                self.reducer.weight(site, 1)
+                weight(site, 1)
 
     def wire(self, spec: ModelSpec) -> ModelSpec:
         """The whole model."""
@@ -238,12 +239,20 @@ def wants(rule: LocalRule, what: Literal["linear", "full_gradient"]) -> bool:
 
 def uploads(strategy: Strategy, boundary: int) -> dict[str, int]:
     """The extra vectors a client sends under `strategy` and their lengths, found by running its rule on zeros."""
+    return {name: int(np.size(vector)) for name, vector in _dry_run(strategy, boundary)[0].items()}
+
+
+def keeps_nothing(strategy: Strategy) -> bool:
+    """Does its client half keep nothing between rounds, so that a site may lose its folder and go on?"""
+    return not _dry_run(strategy, 2)[1]
+
+
+def _dry_run(strategy: Strategy, boundary: int) -> tuple[dict[str, Any], dict[str, Any]]:
     x = np.zeros(boundary, np.float32)
     rule = strategy.local_rule()
     shared = {"gradient": x} if wants(rule, "full_gradient") else {}
     rule.begin(x, {**strategy.broadcast(x, strategy.init(x)), **shared}, {})
-    extra, _ = rule.finish(x, x, 1, 1.0)
-    return {name: int(np.size(vector)) for name, vector in extra.items()}
+    return rule.finish(x, x, 1, 1.0)
 
 
 def rehearse(strategy: Strategy, sites: Sequence[str]) -> None:

@@ -70,7 +70,8 @@ class DittoClient:
         self._inner.restore(kept)
         update = self._inner.fit(task)
         self._own = own
-        return update
+        spent = {k: v + update.metrics.get(k, 0.0) for k, v in alone.metrics.items() if k.endswith("_s")}
+        return replace(update, metrics={**update.metrics, **spent})  # the seconds of both
 
     def evaluate(self, task: Task) -> Evaluation:
         """Metrics of the shared model; of the own model as "own_" and the metric's name."""
