@@ -24,7 +24,7 @@ class AnchoredRule(ProxRule):
 
     def begin(self, x: Any, shared: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
         """The anchor is the shared model, not the model training starts from."""
-        super().begin(shared["anchor"], shared, mine)
+        super().begin(shared["anchor"][: x.shape[0]], shared, mine)
 
 
 @Registry.add
@@ -62,11 +62,10 @@ class DittoClient:
     def fit(self, task: Task) -> Update:
         """Both models. The own one first: the site's records are then those of the shared one."""
         x, kept = task.vectors["model"], self._inner.state()
-        boundary = self.client.initial()[0].boundary if hasattr(self.client, "initial") else x.size
         start = self.own(x)
         config = {**task.config, "strategy": self._rule, "seed": derive(task.seed, "ditto")}
         self.client.restore(b"")
-        alone = self.client.fit(Task(task.round, "fit", {"model": start, "anchor": x[:boundary]}, config))
+        alone = self.client.fit(Task(task.round, "fit", {"model": start, "anchor": x}, config))
         own = start + alone.vectors["delta"]
         self._inner.restore(kept)
         update = self._inner.fit(task)

@@ -17,6 +17,7 @@ from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.pack import pack_state, unpack_inner, unpack_state
 from polypfed.strategies.base import Strategy, Wrapper
 from polypfed.strategies.fedavg import FedAvg
+from polypfed.strategies.local import places_of
 from polypfed.strategies.registry import Registry
 
 if TYPE_CHECKING:
@@ -42,9 +43,8 @@ class PartClient:
             inner = inner._inner
         self.client, self.name = client, client.name
         self._inner: Client = inner
-        travels = {p.name for p in strategy.wire(spec).parts}
-        self._own = spec.places({p.name for p in spec.parts} - travels)
-        self._shared = spec.places(travels)
+        self._shared = places_of(spec, strategy.wire(spec))
+        self._own = np.delete(np.arange(spec.size), self._shared)
         self._first: Vector = x[self._own].copy()
         self._mine = self._first
 

@@ -200,13 +200,12 @@ def test_sites_that_share_a_torch_module_do_not_inherit_each_other_s_part() -> N
     assert again[0].model.size == again[1].model.size  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("strategy", [FedBN(inner=Scaffold()), FedPer(inner=Ditto(inner=Scaffold()))])
-def test_worker_processes_and_restarts_give_the_same_bits(strategy: Strategy, tmp_path: Path) -> None:
+def test_worker_processes_and_restarts_give_the_same_bits(tmp_path: Path) -> None:
     def fed() -> Federation:
-        return Federation(clients=sample_sites(4), strategy=strategy, per_round=3)
+        return Federation(clients=sample_sites(4), strategy=FedPer(inner=Ditto(inner=Scaffold())), per_round=3)
 
     straight = fed().run(4, Local())
-    fed().run(2, Local(workers=2), tmp_path)
+    fed().run(2, Local(), tmp_path)
     assert bits(fed().resume(tmp_path, 4, Local(workers=2))) == bits(straight)
 
 

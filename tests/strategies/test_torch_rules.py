@@ -13,6 +13,7 @@ from polypfed.core.pack import unpack_state
 from polypfed.federation import Event
 from polypfed.strategies import Ditto, FedAvg, FedBN, FedDyn, FedNova, FedProx, KeepBest, Registry, Scaffold, Strategy
 from polypfed.strategies.local import rule_of
+from tests.strategies.mutants import KeepsItsModel, ScaffoldByLastRate
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -115,30 +116,6 @@ def test_the_optimum_is_reached_with_momentum_and_schedules(optimizer: Any, stra
 def test_fedavg_is_not_there(optimizer: Any) -> None:
     found = Federation(clients=quadratics(optimizer), strategy=FedAvg(), evaluate="off").run(40, Local()).model
     assert np.abs(found - OPTIMUM).max() > 0.01
-
-
-class LastRate:
-    """T05: the mutant multiplies the number of steps by the last step size."""
-
-    linear = True
-
-    def __init__(self) -> None:
-        self._rule = Scaffold().local_rule()
-
-    def begin(self, x: Any, shared: Any, mine: Any) -> None:
-        self._rule.begin(x, shared, mine)
-
-    def direction(self, gradient: Any, y: Any) -> Any:
-        return self._rule.direction(gradient, y)
-
-    def finish(self, x: Any, y: Any, steps: int, lr: float) -> Any:
-        return self._rule.finish(x, y, steps, LR * 0.6 ** (steps - 1))
-
-
-@Registry.add
-class ScaffoldByLastRate(Scaffold):
-    def local_rule(self) -> Any:
-        return LastRate()
 
 
 def test_the_last_step_size_in_place_of_their_sum_is_caught() -> None:
@@ -270,19 +247,3 @@ def test_what_a_rule_keeps_is_no_view_of_the_live_weights() -> None:
     before = kept["y"].copy()
     client._flat.values += 1
     assert np.array_equal(unpack_state(client.state())["y"], before)
-
-
-class KeepsY:
-    def begin(self, x: Any, shared: Any, mine: Any) -> None: ...
-
-    def direction(self, gradient: Any, y: Any) -> Any:
-        return gradient
-
-    def finish(self, x: Any, y: Any, steps: int, lr: float) -> Any:
-        return {}, {"y": y}
-
-
-@Registry.add
-class KeepsItsModel(FedAvg):
-    def local_rule(self) -> Any:
-        return KeepsY()
