@@ -168,7 +168,7 @@ def outcomes(
 
 def _outcome(trial: Trial, sites: dict[str, Site], listen: Listener) -> Outcome:
     settings, rounds = trial.config.strategy, trial.config.federation.rounds
-    if reason := _refusal(trial, sites):
+    if reason := refusal(trial, sites):
         return Outcome(trial.name, trial.seed, settings, "refused", rounds, reason)
     try:
         history, _ = runs.federate(trial.config, sites, trial.folder, resume=True, listen=listen)
@@ -178,7 +178,7 @@ def _outcome(trial: Trial, sites: dict[str, Site], listen: Listener) -> Outcome:
     return Outcome(trial.name, trial.seed, settings, "done", rounds, rows=history.rows)
 
 
-def _refusal(trial: Trial, sites: dict[str, Site]) -> str:
+def refusal(trial: Trial, sites: dict[str, Site]) -> str:
     """Why this strategy cannot work with these sites, or ""; what is wrong for all strategies is raised."""
     clients = runs.clients_of(trial.config, sites, None)
     federation(replace(trial.config, strategy={"name": "fedavg"}), clients)
