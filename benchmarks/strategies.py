@@ -239,16 +239,20 @@ def ratio_table(found: Cells) -> str:
 
 
 def plot(found: Cells, limit: int) -> LinePlot:
-    """Rounds against local epochs, FedAvg and SCAFFOLD at each similarity."""
+    """Median rounds against local epochs, FedAvg and SCAFFOLD at each similarity; bands: the range, sorted labels."""
     series: dict[str, dict[int, float]] = {}
+    bands: dict[str, dict[int, tuple[float, float]]] = {}
     for (problem, similarity, epochs, name), rounds in sorted(found.items(), key=lambda item: item[0][3]):
         if problem == RIDGE.name and name in PAIR and epochs != MIXED:
             series.setdefault(f"{name} {similarity} %", {})[epochs] = min(median(rounds), limit)
+            if not similarity:
+                bands.setdefault(f"{name} 0 %", {})[epochs] = min(rounds), min(max(rounds), limit)
     return LinePlot(
         f"Rounds to 90 % on digits, by local epochs and similarity of the sites; {limit}: not reached",
         series,
         f"rounds to 90 % (at most {limit})",
         x_label="local epochs",
+        bands=bands,
         low=0.0,
         write=lambda v: f"{v:g}",
     )
