@@ -1,7 +1,7 @@
 """Site: the shell around a Client that every backend runs. It answers every task, keeps state, and never raises."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,15 +47,31 @@ class Site:
         """The client's name."""
         return self.client.name
 
-    def perform(self, task: Task) -> Reply:
-        """The client's answer to `task`; whatever goes wrong becomes a Failure."""
+    def perform(self, task: Task, fit: Callable[[Task], Update] | None = None) -> Reply:
+        """The client's answer to `task`; whatever goes wrong becomes a Failure.
+
+        Args:
+            fit: what answers in place of the client's own method; a trainer of several clients at once.
+        """
         try:
-            return stamp(self._fit(task) if task.kind == "fit" else self._evaluate(task), task.run)
-        except (Exception, SystemExit) as error:  # one site's mistake must not end the federation
-            reason = _reason(error)
-            detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
-            log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=reason == "crashed")
-            return Failure(self.name, task.round, reason, detail, task.run)
+            return stamp(self._fit(task, fit) if task.kind == "fit" else self._evaluate(task), task.run)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - one site's mistake must not end the federation
+            return self._failed(task, error)
+
+    def prepare(self, task: Task) -> Client | Failure:
+        """The client as `perform` would have it train: dressed for the strategy, in the state the server counts."""
+        try:
+            self._adopt(task)
+            self._settle(int(task.config.get("accepted", 0)))
+            return self._work
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+            return self._failed(task, error)
+
+    def _failed(self, task: Task, error: BaseException) -> Failure:
+        reason = _reason(error)
+        detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
+        log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=error if reason == "crashed" else None)
+        return Failure(self.name, task.round, reason, detail, task.run)
 
     def _adopt(self, task: Task) -> None:
         """Dress the client as the task's strategy needs it."""
@@ -64,12 +80,12 @@ class Site:
             self._work, self._strategy = Registry.build(description).at_site(self.client), description
             self._holds = None
 
-    def _fit(self, task: Task) -> Update:
+    def _fit(self, task: Task, fit: Callable[[Task], Update] | None) -> Update:
         self._adopt(task)
         accepted = int(task.config.get("accepted", 0))
         self._settle(accepted)
         self._holds = None
-        update = self._tidy(self._work.fit(task), Update)
+        update = self._tidy((fit or self._work.fit)(task), Update)
         state = self._work.state()
         if state and accepted and accepted not in self._states:  # it keeps state, and what it kept is gone
             raise self._lost(accepted)

@@ -83,9 +83,7 @@ class LocalTraining:
         assert self._optimizer is not None
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value} in step {self.steps + 1}", remedy="Lower the learning rate or clip"
-            )
+            raise not_finite(value, self.steps + 1)
         self.flat.clear_gradients()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._bend()
@@ -120,6 +118,11 @@ class LocalTraining:
         extra, kept = self.rule.finish(start, end, self.steps, lr)
         delta = self.flat.values - self.x
         return {"delta": delta, **{n: np.array(v, np.float32) for n, v in extra.items()}}, kept
+
+
+def not_finite(loss: float, step: int) -> TrainingError:
+    """The loss of this step, the first being 1, is no number to go on with."""
+    return TrainingError(f"the loss became {loss} in step {step}", remedy="Lower the learning rate or clip")
 
 
 def check_linear(rule: LocalRule, optimizer: Optimizer, clip: float) -> None:
