@@ -28,7 +28,7 @@ GOALS = (
 FIRST_ROUND = 0.2  # seconds, polypfed, CNN
 
 
-def of(rows: list[Row], key: Key) -> dict[int, Row]:
+def of(rows: list[Row], key: Key) -> dict[str, Row]:
     """By repeat."""
     return {r["repeat"]: r for r in rows if (r["model"], r["clients"], r["backend"], r["configuration"]) == key}
 

@@ -41,7 +41,7 @@ class Row:
     client: TorchClient
     task: Task
     alone: bool = False  # it trains by itself after all
-    error: Exception | None = None
+    error: BaseException | None = None
     steps: int = 0
     losses: float = 0.0
     seconds: tuple[float, float] = (0.0, 0.0)
@@ -68,7 +68,7 @@ class Row:
         try:
             if self.error is None:
                 work(*given)
-        except Exception as error:  # noqa: BLE001 - `fit` raises it again, where the site's shell records it
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - `fit` raises it again, and the site's shell records it
             self.error = error
 
     def count(self, loss: float) -> None:

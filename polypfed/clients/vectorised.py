@@ -82,7 +82,7 @@ class Vectorised:
         try:
             with isolated(0, rows[0].client.threads):
                 JointTraining(rows, self._gradient, self.sgd).run()
-        except Exception:
+        except (Exception, SystemExit):
             log.warning("the joint program failed, so its sites train one after another", exc_info=True)
             for row in rows:  # whoever is at fault fails alone
                 row.alone = True
