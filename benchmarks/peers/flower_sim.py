@@ -25,7 +25,7 @@ class Marked(FedAvg):
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Any:
         if server_round == 1:
-            mark("begin")
+            mark("begin", tree=True)
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message, client in zip(messages, self.job.cohort(server_round), strict=True):
             told = ConfigRecord({"case": self.job.model, "client": client, "server-round": server_round})

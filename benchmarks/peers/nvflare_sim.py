@@ -44,7 +44,7 @@ class Marked(FedAvg):
         self.case = case
 
     def load_model(self) -> FLModel:
-        mark("begin")
+        mark("begin", tree=True)
         return FLModel(params={k: v.numpy().copy() for k, v in resident(self.case).state_dict().items()})
 
     def update_model(self, model: FLModel, *given: Any, **named: Any) -> FLModel:

@@ -9,7 +9,7 @@ job = asked()
 
 def bare() -> None:
     """The training alone: nothing received, sent or averaged."""
-    mark("begin")
+    mark("begin", tree=True)
     for number in range(1, job.rounds + 1):
         for client in job.cohort(number):
             train(job.model, number, client)
@@ -29,7 +29,7 @@ def federated() -> None:
 
     def listen(event: pf.federation.Event) -> None:
         if event.kind == "round" and event.round == 1:
-            mark("begin")
+            mark("begin", tree=True)
         if event.kind == "saved" and event.round:
             over(event.round, job.rounds)
 

@@ -24,7 +24,7 @@ class Marked(FederatedAveraging):
 
     def get_next_central_contexts(self, *given: Any, **named: Any) -> Any:
         if self.number == 1:
-            mark("begin")
+            mark("begin", tree=True)
         return super().get_next_central_contexts(*given, **named)
 
     def train_one_user(self, initial_model_state: Any, model: Any, user_dataset: Any, central_context: Any) -> Any:

@@ -118,6 +118,7 @@ def figures(folder: Path, begun: float, rounds: int) -> dict[str, Any]:
         "import_s": round(at["ready", 0] - begun, 3),
         "start_s": round(at["begin", 0] - begun, 3),
         "first_round_s": round(at["round", 1] - at["begin", 0], 4),
+        "first_round_cpu_s": round(cpu[1] - cpu[0], 2),
         "cpu_ms": round(1000 * (cpu[rounds] - cpu[1]) / (rounds - 1), 2),
         "wall_ms": round(1000 * median(walls), 2),
         "wall_ms_min": round(1000 * min(walls), 2),
