@@ -48,7 +48,7 @@ NAMES = {
         "strategies",
     ],
     backends: ["Backend", "Host", "Local"],
-    clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient"],
+    clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient", "Vectorised"],
     testing: [
         "ContractError",
         "SampleClient",
