@@ -41,7 +41,7 @@ NAMES = {
         "select",
         "strategies",
     ],
-    backends: ["Backend", "Host", "Local"],
+    backends: ["Backend", "Flower", "Host", "Local"],
     clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient"],
     strategies: ["Base", "Cohort", "FedAvg", "LocalRule", "PlainRule", "Registry", "State", "Strategy"],
 }
