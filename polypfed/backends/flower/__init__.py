@@ -5,6 +5,7 @@ Only this room imports flwr. `Flower` hosts clients in the simulation engine of 
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
 from polypfed.core.extras import require
 
@@ -19,7 +20,22 @@ for _name, _value in {
 
 require("flwr", extra="flower")
 
-from polypfed.backends.flower.grid import OverGrid  # noqa: E402 - the switches above come first
-from polypfed.backends.flower.simulation import Flower  # noqa: E402
+if TYPE_CHECKING:
+    from polypfed.backends.flower.grid import OverGrid as OverGrid
+    from polypfed.backends.flower.simulation import Flower as Flower
 
 __all__ = ["Flower", "OverGrid"]
+
+
+def __getattr__(name: str) -> Any:
+    """On first use: a site needs neither ray nor the server's half."""
+    if name == "Flower":
+        require("ray", extra="flower")
+        from polypfed.backends.flower.simulation import Flower
+
+        return Flower
+    if name == "OverGrid":
+        from polypfed.backends.flower.grid import OverGrid
+
+        return OverGrid
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,23 +1,18 @@
 """What runs in an actor of Flower's simulation engine."""
 
-import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import ray
 from flwr.app import Context, Message
 
 from polypfed.backends.flower.records import pack_reply, unpack_task
+from polypfed.backends.flower.watch import cut_off
 from polypfed.backends.local import open_site
 from polypfed.clients.base import Client
-
-_LOOK = 0.25  # seconds
 
 
 def perform(hosted: Any, directory: str, alive: str, message: Message, context: Context) -> Message:
@@ -45,21 +40,3 @@ def _clients(hosted: Any) -> dict[str, Client]:
         with suppress(ImportError):  # if it is the one in use, building it will say so
             import_module(module)
     return {c.name: c for c in clients}
-
-
-@contextmanager
-def cut_off(deadline: float, alive: Path | None = None) -> Iterator[None]:
-    """End this process if the block is not left within `deadline` seconds, or once the folder `alive` is gone."""
-    done, end = threading.Event(), monotonic() + deadline
-    watched = alive if alive is not None and alive.exists() else None  # another machine does not have it
-
-    def watch() -> None:
-        while not done.wait(min(_LOOK, max(0.0, end - monotonic()))):
-            if monotonic() >= end or (watched is not None and not watched.exists()):
-                os._exit(70)
-
-    threading.Thread(target=watch, daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()

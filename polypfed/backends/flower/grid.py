@@ -63,8 +63,8 @@ class OverGrid:
             busy = False
             for reply in self.grid.pull_messages(list(waiting)):
                 message = str(reply.metadata.reply_to_message_id)  # not the node: Flower's own errors carry another
-                name = waiting.pop(message, None)
-                if name is None:
+                name = waiting.pop(message, "")
+                if not name:
                     continue
                 if reply.has_error() and self._unseen(message):
                     resent = self._push({name: tasks[name]}, nodes, end - monotonic())
