@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -109,7 +110,7 @@ class Deployment:
         return {r["round"]: r["value"] for r in rows if r["metric"] == "accepted"}
 
     def processes(self, what: str) -> list[int]:
-        """All processes that descend from the one started as `what`, itself first; sites start sessions of their own."""
+        """All processes that descend from the one started as `what`, itself first."""
         return family(self.running[what].pid)
 
     def stop(self, what: str, number: int = signal.SIGTERM) -> None:
@@ -131,10 +132,8 @@ class Deployment:
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def family(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from polypfed.backends import Local
 from polypfed.backends.flower import deploy
 from polypfed.backends.flower.certificates import Authority, pem, private_pem, site_keys
 from tests.live.flower import study
-from tests.live.flower.processes import Deployment, until
+from tests.live.flower.processes import Deployment, free_ports, until
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(240)]
 NAMES = ["a", "b", "c"]
@@ -50,15 +50,15 @@ def test_the_bits_of_local_with_state_at_the_sites(deployment: Deployment) -> No
 def test_flwr_run_as_a_flower_user_does_it(deployment: Deployment) -> None:
     deployment.edit("server/server.toml", '"scaffoldsketch"', '"fedavg"')
     deployment.edit("server/server.toml", 'directory = "run"', 'directory = "second"')
+    deployment.edit("server/server.toml", "rounds = 2", "rounds = 1")
     done = deploy.flwr(deployment.server, "run", str(deployment.server / "app"), "deploy", "--stream")
     assert done.returncode == 0
-    assert f"the run is complete: model {local('fedavg', 2)}" in done.stdout
+    assert f"the run is complete: model {local('fedavg', 1)}" in done.stdout
 
 
 def test_a_node_under_another_name_is_refused_and_the_others_go_on(deployment: Deployment) -> None:
     """The key is a's; the node's own file says b."""
     deployment.edit("server/server.toml", 'directory = "second"', 'directory = "third"')
-    deployment.edit("server/server.toml", "rounds = 2", "rounds = 1")
     deployment.edit("sites/a/site.toml", 'name = "a"', 'name = "b"')
     process = deployment.start("server", "run.sh")
     assert process.wait(120) == 0
@@ -94,7 +94,7 @@ def stranger(deployment: Deployment, name: str) -> Path:
     folder = deployment.folder / name
     folder.mkdir()
     text = (deployment.folder / "sites" / "a" / "site.toml").read_text()
-    (folder / "site.toml").write_text(text.replace(f"port = {deployment.ports[0]}", "port = 0"))
+    (folder / "site.toml").write_text(text.replace(f"port = {deployment.ports[0]}", f"port = {free_ports(1)[0]}"))
     (folder / "ca.crt").write_bytes((deployment.server / "ca.crt").read_bytes())
     (folder / "site.key").write_bytes(site_keys()[0])
     (folder / "site.key").chmod(0o600)
