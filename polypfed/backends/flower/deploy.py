@@ -5,6 +5,7 @@ import logging
 import shutil
 import ssl
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from polypfed.backends.flower import templates
 from polypfed.backends.flower.certificates import Authority, pem, private_pem, site_keys, write_secret
-from polypfed.backends.flower.server_app import ServerFile
+from polypfed.backends.flower.server_app import ServerFile, until_free
 from polypfed.backends.flower.site import environment, program
 from polypfed.core.errors import BackendError, ConfigError, QuorumError
 from polypfed.core.files import write_atomic
@@ -155,18 +156,38 @@ def conduct(server: str | Path, patience: float = 60.0) -> dict[str, Any]:
     file, port = ServerFile.load(server / "server.toml"), port_of(server)
     outcome = file.directory / "result.json"
     _connection(server, port)
+    outcome.unlink(missing_ok=True)
     while True:
         _answers(server, port, patience)
         register(server)
-        outcome.unlink(missing_ok=True)
-        log.info("flwr run %s %s", server / "app", CONNECTION)
-        done = flwr(server, "run", str(server / "app"), CONNECTION, "--stream", capture=False)
+        until_free(file.directory)  # a run whose SuperLink was lost may not have ended yet
+        if not outcome.exists():
+            _stream(server)
         if outcome.exists():
             return _judged(json.loads(outcome.read_text()))
-        if done.returncode:
-            raise BackendError(f"flwr run ended with code {done.returncode}", where=server / "app")
         log.warning("the run was lost without a result: trying again")
         time.sleep(1.0)
+
+
+def _stream(server: Path) -> None:
+    """`flwr run --stream`; its words go where ours go.
+
+    Raises:
+        BackendError: it did not get as far as starting a run.
+    """
+    log.info("flwr run %s %s", server / "app", CONNECTION)
+    command = [str(program("flwr")), "run", str(server / "app"), CONNECTION, "--stream"]
+    started = False
+    with subprocess.Popen(
+        command, env=environment(server), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            started |= "started run" in line
+            sys.stdout.write(line)
+            sys.stdout.flush()
+    if not started:
+        raise BackendError(f"flwr run ended with code {process.returncode}", where=server / "app")
 
 
 def _judged(result: dict[str, Any]) -> dict[str, Any]:
@@ -199,10 +220,10 @@ def register(server: Path) -> None:
         log.info("registered %s", key.stem)
 
 
-def flwr(server: Path, *arguments: str, capture: bool = True) -> subprocess.CompletedProcess[str]:
+def flwr(server: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Flower's own command, as the server's folder configures it."""
     command = [str(program("flwr")), *arguments]
-    return subprocess.run(command, env=environment(server), text=True, capture_output=capture, check=False)
+    return subprocess.run(command, env=environment(server), text=True, capture_output=True, check=False)
 
 
 def _answers(server: Path, port: int, patience: float) -> None:

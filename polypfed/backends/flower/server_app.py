@@ -104,7 +104,7 @@ def conduct(grid: Grid, file: ServerFile) -> History:
     online = roll.wait(len(keys), file.wait)
     log.info("%d of %d sites are online: %s", len(online), len(keys), ", ".join(sorted(online)))
     backend = OverGrid(grid, list(keys), lambda: roll.within(min(file.patience, fed.deadline)))
-    _until_free(file.directory)
+    until_free(file.directory)
     begun = (file.directory / "run.json").exists()
     log.info("%s the run in %s", "resuming" if begun else "beginning", file.directory)
     try:
@@ -130,8 +130,12 @@ def _tell(event: Event) -> None:
         log.info("round %d: %s", event.round, {"round": "begins", "saved": "saved"}.get(event.kind, "too few updates"))
 
 
-def _until_free(directory: Path, seconds: float = 60.0) -> None:
-    """Wait until a run that lost its SuperLink has let go of the folder."""
+def until_free(directory: Path, seconds: float = 60.0) -> None:
+    """Wait until a run that lost its SuperLink has let go of the folder.
+
+    Raises:
+        ConfigError: another process is still working in it.
+    """
     end = time.monotonic() + seconds
     while True:
         try:
