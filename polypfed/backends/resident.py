@@ -23,6 +23,7 @@ from polypfed.core.messages import Failure, Reply, Task, decode, encode
 log = logging.getLogger(__name__)
 _HEAD = struct.Struct("<Qd")
 _MOST = 4 << 30  # bytes of a frame
+_PATIENCE = 60.0  # seconds for a task to come in whole
 _GRACE = 15.0  # seconds that the relay waits beyond the deadline: a worker that was cut is answered for at once
 
 
@@ -77,7 +78,9 @@ class Resident:
                     log.warning("%s: a message was lost: %s", self.site.name, error)
 
     def _answer(self, connection: socket.socket) -> None:
+        connection.settimeout(_PATIENCE)
         deadline, data = _receive(connection)
+        connection.settimeout(None)
         task = decode(data)
         if not isinstance(task, Task):
             raise MessageError(f"{type(task).__name__}, not a Task")
