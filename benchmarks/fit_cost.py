@@ -25,11 +25,11 @@ from polypfed.clients import DetectorClient
 from polypfed.clients.frames import Augment, Batches, Frames
 from polypfed.clients.isolation import isolated
 from polypfed.core.messages import Task
+from polypfed.core.rundir import machine
 from polypfed.core.seeds import generator
 from polypfed.data import open_partition
 from polypfed.data.synth import synth
 from polypfed.detect import yolo
-from polypfed.federation import machine
 from polypfed.select import All
 
 

@@ -4,7 +4,7 @@
 
 100 clients, 10 a round, one epoch of plain SGD, batch 10, one thread. "train" is the same local training of 10 clients
 in a bare PyTorch loop: nothing received, sent, checked or averaged. "polypfed" is the whole round of the engine in this
-process; "float32" the same with FedAvg(dtype="float32"); "naive" the loop with a deep copy per client and a list of
+process; "float32" the same with a float32 accumulator; "naive" the loop with a deep copy per client and a list of
 state dicts averaged at the end. Each takes turns with "train" round by round in one process; a repeat is several such
 pairs, the first repeat is dropped, and each ratio is of one repeat. Memory is the peak of a fresh process.
 
@@ -36,7 +36,7 @@ from polypfed.federation import Event
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 CLIENTS, PER_ROUND, BATCH, LR = 100, 10, 10, 0.05
-MODES: dict[str, dict[str, Any]] = {"polypfed": {}, "float32": {"dtype": "float32"}, "naive": {}}
+MODES: dict[str, dict[str, Any]] = {"polypfed": {}, "float32": {"reducer": pf.Mean(dtype="float32")}, "naive": {}}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from polypfed import config as configs
 from polypfed import run as runs
 from polypfed.config import Baselines, Config
 from polypfed.core.history import History
-from polypfed.federation import machine
+from polypfed.core.rundir import machine
 
 SELECTORS: dict[str, dict[str, Any]] = {
     "below": {"name": "below", "threshold": 0.7},

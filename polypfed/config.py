@@ -14,7 +14,7 @@ from polypfed.backends.local import Local
 from polypfed.core.errors import ConfigError
 from polypfed.federation import Backend, Federation
 from polypfed.select.config import from_config
-from polypfed.strategies.base import Registry
+from polypfed.strategies.registry import Registry
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -12,8 +12,8 @@ from typing import Any
 from polypfed import Federation, History
 from polypfed.backends import Local
 from polypfed.core import files
+from polypfed.strategies import Scaffold
 from tests.problems import bits, scores, sites
-from tests.strategies.test_scaffold_sketch import ScaffoldSketch
 
 SEED = 11
 
@@ -22,7 +22,7 @@ def federation(pause: float = 0.0) -> Federation:
     """State at the server and at the sites, sampling, a best model: all that a resume has to bring back."""
     return Federation(
         clients=sites(5, pause=pause),
-        strategy=ScaffoldSketch(eta=0.7),
+        strategy=Scaffold(eta=0.7),
         per_round=3,
         seed=SEED,
         evaluate="matrix",

@@ -43,7 +43,10 @@ NAMES = {
     ],
     backends: ["Backend", "Flower", "Host", "Local"],
     clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient"],
-    strategies: ["Base", "Cohort", "FedAvg", "LocalRule", "PlainRule", "Registry", "State", "Strategy"],
+    strategies: sorted(
+        "Averaging Base Cohort Ditto FedAdagrad FedAdam FedAvg FedAvgM FedBN FedBuff FedDyn FedNova FedPer FedProx"
+        " FedYogi KeepBest LocalRule PlainRule Registry Scaffold State Strategy Wrapper".split()
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from polypfed.clients.base import Client
 from polypfed.clients.site import Site
 from polypfed.core.errors import ConfigError, MessageError
 from polypfed.core.messages import Failure, Reply, Task, decode, encode
-from polypfed.strategies.base import Registry
+from polypfed.strategies.registry import Registry
 
 _PATIENCE = 3600.0  # longest single wait, in seconds; the operating system knows no endless one
 

@@ -20,17 +20,18 @@ from numpy.typing import NDArray
 from polypfed.clients.flat import FlatModel
 from polypfed.clients.frames import Augment, Batches, Cache, Frames
 from polypfed.clients.isolation import isolated
-from polypfed.clients.numpy_client import pack_state, unpack_state
-from polypfed.clients.training import LocalTraining
+from polypfed.clients.training import LocalTraining, check_linear
 from polypfed.core.errors import ConfigError, DataError
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.model import ModelSpec, Vector
+from polypfed.core.pack import pack_state, unpack_state
 from polypfed.core.seeds import generator
 from polypfed.detect import yolo
 from polypfed.detect.detections import Detections
 from polypfed.detect.metrics import DetectionMetrics, detection_metrics, mistakes
 from polypfed.detect.warm import warm_start
 from polypfed.select import Below, Score, Selector, decisions, write_decisions
+from polypfed.strategies.base import Strategy
 
 Optimizer = Literal["SGD", "Adam", "AdamW"]
 _LEAST = 0.001  # confidence from which detections count for average precision
@@ -41,6 +42,7 @@ _RATE = (1e-12, (int, float), "a number above 0")
 _SIZE = (0, (int, float), "a number of at least 0")
 _LIMITS = {"batch": _COUNT, "epochs": _COUNT, "threads": _COUNT, "freeze": _NONE, "patience": _NONE, "lr": _RATE}
 _LIMITS |= {"lr_decay": _RATE, "momentum": _SIZE, "weight_decay": _SIZE, "clip": _SIZE}
+_AS_IT_IS = Augment(mosaic=0.0, affine=False, hsv=False, flip=False, flip_vertical=False)
 _CHOICES = {"arch": yolo.ARCHITECTURES, "optimizer": ("SGD", "Adam", "AdamW"), "cache": ("ram", "none")}
 
 
@@ -137,10 +139,11 @@ class DetectorClient:
         cpu = time.process_time()
         flat, frames = _resident(self.arch), self._open("train")
         with isolated(task.seed, self.threads):
-            work = LocalTraining(flat, task, self._kept, self.clip)
             began = time.perf_counter()
+            flat.load(task.vectors["model"])
             kept = self._select(task, flat.module, frames)
             chosen = time.perf_counter()
+            work = LocalTraining(flat, task, self._kept, self.clip, lambda: self._whole(flat.module, frames, kept))
             loss = self._train(work, task, Batches(frames, kept, self.augment)) if len(kept) else None
             vectors, self._kept = work.finish()
             done = time.perf_counter()
@@ -201,7 +204,7 @@ class DetectorClient:
     def _train(self, work: LocalTraining, task: Task, batches: Batches) -> float:
         model: Any = work.flat.module
         with _frozen(work.flat, self.freeze):
-            work.use(self._optimizer(work.flat, self.lr * self.lr_decay ** (task.round - 1)))
+            work.use(self._optimizer(work.flat.learning(), self.lr * self.lr_decay ** (task.round - 1)))
             rng, best, stale, total, seen = generator(task.seed, "order"), -1.0, 0, 0.0, 0
             for epoch in range(self.epochs):
                 model.train()
@@ -217,8 +220,20 @@ class DetectorClient:
                         break
         return total / seen
 
-    def _optimizer(self, flat: FlatModel, lr: float) -> torch.optim.Optimizer:
-        learning = flat.learning()
+    def check(self, strategy: Strategy) -> None:
+        """Raise a ConfigError if this site cannot train under `strategy`."""
+        learning = [torch.nn.Parameter(torch.zeros(1, 1))]
+        check_linear(strategy.local_rule(), self._optimizer(learning, self.lr), self.clip)
+
+    def _whole(self, model: Any, frames: Frames, kept: NDArray[np.intp]) -> Iterator[tuple[torch.Tensor, float]]:
+        """The loss of every kept frame as it is, in batches; their gradients are averaged as those of steps are."""
+        model.train()
+        model.model[: self.freeze].eval()
+        if len(kept):
+            for batch in Batches(frames, kept, _AS_IT_IS).epoch(self.batch, np.random.default_rng(0)):
+                yield model.loss(batch)[0].sum(), 1.0
+
+    def _optimizer(self, learning: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
         groups = [
             {"params": [p for p in learning if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
@@ -266,13 +281,13 @@ _RESIDENT: dict[str, FlatModel] = {}
 def _resident(arch: str) -> FlatModel:
     """The one model of this architecture in this process; every site of the process takes its turn on it."""
     if arch not in _RESIDENT:
-        _RESIDENT[arch] = FlatModel.of(yolo.build(arch))
+        _RESIDENT[arch] = FlatModel.of(yolo.build(arch), yolo.group)
     return _RESIDENT[arch]
 
 
 @lru_cache(maxsize=4)
 def _initial(arch: str, seed: int, warm: str | Path | None, share: float) -> tuple[ModelSpec, Vector]:
-    flat = FlatModel(yolo.build(arch, seed))
+    flat = FlatModel(yolo.build(arch, seed), yolo.group)
     x = flat.values.copy()
     if warm is not None:
         warm_start(flat.spec.views(x), warm, share)

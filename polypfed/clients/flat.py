@@ -5,6 +5,7 @@ client of a process, one after the other.
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,6 +17,7 @@ from torch import nn
 from polypfed.core.errors import LayoutError
 from polypfed.core.model import ModelSpec, Vector
 
+Grouping = Callable[[nn.Module], Callable[[str], str]]
 _RESIDENT: WeakValueDictionary[int, "FlatModel"] = WeakValueDictionary()
 
 
@@ -24,6 +26,10 @@ class FlatModel:
 
     The trainable section holds the parameters that ask for gradients when the FlatModel is made. Parameters that do
     not are constants: they stay outside the layout, as integer buffers do. Float buffers form the second section.
+
+    Args:
+        module: the model.
+        group: `group(module)` gives the part of the model an array belongs to, by its name; see `ModelSpec.of`.
 
     Attributes:
         spec: the layout; T = spec.boundary trainable values, P = spec.size.
@@ -34,8 +40,8 @@ class FlatModel:
         LayoutError: a trainable parameter or buffer is not float32 on the CPU.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, group: Grouping | None = None) -> None:
+        self.module, self._group = module, group
         kept = set(module.state_dict())
         trainable = {n: p for n, p in module.named_parameters() if p.requires_grad}
         buffers = {n: b for n, b in module.named_buffers() if n in kept}
@@ -44,7 +50,7 @@ class FlatModel:
         for name, tensor in (trainable | floats).items():
             if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
                 raise LayoutError(f"is {tensor.dtype} on {tensor.device}, not float32 on the cpu", where=name)
-        self.spec = _layout(trainable, buffers, floats)
+        self.spec = _layout(trainable, buffers, floats, group(module) if group else lambda name: "")
         flat = torch.empty(self.spec.size)
         self._parameters: list[tuple[nn.Parameter, slice]] = []
         for part in self.spec.parts:
@@ -59,11 +65,11 @@ class FlatModel:
         self.values: Vector = flat.numpy()
 
     @classmethod
-    def of(cls, module: nn.Module) -> "FlatModel":
+    def of(cls, module: nn.Module, group: Grouping | None = None) -> "FlatModel":
         """The FlatModel of `module`, made on first use."""
         flat = _RESIDENT.get(id(module))
         if flat is None:
-            flat = _RESIDENT[id(module)] = cls(module)
+            flat = _RESIDENT[id(module)] = cls(module, group)
         return flat
 
     def load(self, vector: Vector) -> None:
@@ -127,15 +133,18 @@ class FlatModel:
         for tensor in [*clean.parameters(), *clean.buffers()]:
             tensor.data = tensor.data.clone()
             tensor.grad = None
-        return {"module": clean}
+        return {"module": clean, "group": self._group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["module"])  # type: ignore[misc]  # views cannot travel, so it is made anew
+        self.__init__(state["module"], state["group"])  # type: ignore[misc]  # views cannot travel, so it is made anew
         _RESIDENT[id(self.module)] = self
 
 
 def _layout(
-    trainable: dict[str, nn.Parameter], buffers: dict[str, torch.Tensor], floats: dict[str, torch.Tensor]
+    trainable: dict[str, nn.Parameter],
+    buffers: dict[str, torch.Tensor],
+    floats: dict[str, torch.Tensor],
+    group: Callable[[str], str],
 ) -> ModelSpec:
     arrays = {n: t.detach().numpy() for n, t in (trainable | buffers).items()}
-    return ModelSpec.of(arrays, buffers=floats)
+    return ModelSpec.of(arrays, buffers=floats, group=group)

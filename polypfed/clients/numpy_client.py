@@ -1,17 +1,17 @@
 """NumpyClient: local SGD on any `gradient(x)`; closed-form problems test every strategy."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.model import ModelSpec, Vector
+from polypfed.core.pack import pack_state, unpack_state
 from polypfed.core.settings import positive, whole
-from polypfed.strategies.base import Registry
+from polypfed.strategies.base import wants
+from polypfed.strategies.local import rule_of
 
 
 @dataclass
@@ -58,8 +58,10 @@ class NumpyClient:
 
     def fit(self, task: Task) -> Update:
         """`steps` steps of y <- y - lr * direction(gradient(y), y) from y = x."""
-        x, rule = task.vectors["model"], _rule(task)
+        x, rule = task.vectors["model"], rule_of(task.config, self.initial()[0])
         shared = {k: v for k, v in task.vectors.items() if k != "model"}
+        if wants(rule, "full_gradient"):
+            shared["gradient"] = np.asarray(self.gradient(x), np.float32).reshape(x.shape)
         rule.begin(x, shared, self._kept)
         y = x.copy()
         for _ in range(self.steps):
@@ -84,17 +86,3 @@ class NumpyClient:
     def restore(self, state: bytes) -> None:
         """The inverse of `state`."""
         self._kept = unpack_state(state)
-
-
-def _rule(task: Task) -> Any:
-    return Registry.build(task.config.get("strategy", {"name": "fedavg"})).local_rule()
-
-
-def pack_state(kept: Mapping[str, Vector]) -> bytes:
-    """Named vectors as safetensors bytes; nothing is b""."""
-    return safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in kept.items()}) if kept else b""
-
-
-def unpack_state(state: bytes) -> dict[str, Vector]:
-    """The inverse of `pack_state`."""
-    return dict(safetensors.numpy.load(state)) if state else {}

@@ -19,6 +19,7 @@ from polypfed.core.errors import (
     StateError,
 )
 from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, one_line, sound, stamp
+from polypfed.strategies.registry import Registry
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", Update, Evaluation)
@@ -36,7 +37,8 @@ class Site:
     """
 
     def __init__(self, client: Client, directory: Path | None = None) -> None:
-        self.client = client
+        self.client = self._work = client
+        self._strategy: Any = None  # the description under which `_work` was made
         self._states = States(directory / "state" if directory else None)
         self._holds: int | None = None  # the round after which the client object was in its present state, if known
 
@@ -55,12 +57,20 @@ class Site:
             log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=reason == "crashed")
             return Failure(self.name, task.round, reason, detail, task.run)
 
+    def _adopt(self, task: Task) -> None:
+        """Dress the client as the task's strategy needs it."""
+        description = task.config.get("strategy")
+        if description is not None and description != self._strategy:
+            self._work, self._strategy = Registry.build(description).at_site(self.client), description
+            self._holds = None
+
     def _fit(self, task: Task) -> Update:
+        self._adopt(task)
         accepted = int(task.config.get("accepted", 0))
         self._settle(accepted)
         self._holds = None
-        update = self._tidy(self.client.fit(task), Update)
-        state = self.client.state()
+        update = self._tidy(self._work.fit(task), Update)
+        state = self._work.state()
         if state and accepted and accepted not in self._states:  # it keeps state, and what it kept is gone
             raise self._lost(accepted)
         self._states.add(task.round, state)
@@ -69,14 +79,16 @@ class Site:
 
     def _evaluate(self, task: Task) -> Evaluation:
         """Metrics of "model", and of every "model@NAME" as "metric@NAME"."""
+        self._adopt(task)
         if "accepted" in task.config:
             self._settle(int(task.config["accepted"]))
-        result = self._tidy(self.client.evaluate(task), Evaluation)
+        result = self._tidy(self._work.evaluate(task), Evaluation)
         metrics = dict(result.metrics)
         for key in sorted(task.vectors):
             if key.startswith("model@"):
-                other = replace(task, vectors={"model": task.vectors[key]})
-                scores = self._tidy(self.client.evaluate(other), Evaluation).metrics
+                config = {**task.config, "of": key[6:]}
+                other = replace(task, vectors={"model": task.vectors[key]}, config=config)
+                scores = self._tidy(self._work.evaluate(other), Evaluation).metrics
                 metrics |= {f"{k}@{key[6:]}": v for k, v in scores.items()}
         return replace(result, metrics=metrics)
 
@@ -87,7 +99,7 @@ class Site:
         self._states.drop_after(accepted)
         if self._holds != accepted:
             self._holds = None
-            self.client.restore(self._states.get(accepted))
+            self._work.restore(self._states.get(accepted))
             self._holds = accepted
 
     def _tidy(self, reply: R, kind: type[R]) -> R:

@@ -1,7 +1,7 @@
 """TorchClient: local training of any torch module with any loss."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,12 +14,13 @@ from torch.optim import Optimizer
 
 from polypfed.clients.flat import FlatModel
 from polypfed.clients.isolation import isolated
-from polypfed.clients.numpy_client import pack_state, unpack_state
-from polypfed.clients.training import LocalTraining, split
+from polypfed.clients.training import LocalTraining, check_linear, split
 from polypfed.core.errors import ConfigError, DataError
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.model import ModelSpec, Vector
+from polypfed.core.pack import pack_state, unpack_state
 from polypfed.core.seeds import generator
+from polypfed.strategies.base import Strategy
 
 Batch = Sequence[torch.Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -94,7 +95,7 @@ class TorchClient:
         """
         began, cpu = time.perf_counter(), time.process_time()
         with isolated(task.seed, self.threads):
-            work = LocalTraining(self._flat, task, self._kept, self.clip)
+            work = LocalTraining(self._flat, task, self._kept, self.clip, self._whole)
             work.use(self.optimizer(self._flat.learning()))
             self.module.train()
             order, examples = generator(task.seed, "order"), len(self._train[0])
@@ -123,6 +124,16 @@ class TorchClient:
     def restore(self, state: bytes) -> None:
         """The inverse of `state`."""
         self._kept = unpack_state(state)
+
+    def check(self, strategy: Strategy) -> None:
+        """Raise a ConfigError if this site cannot train under `strategy`."""
+        check_linear(strategy.local_rule(), self.optimizer([nn.Parameter(torch.zeros(1))]), self.clip)
+
+    def _whole(self) -> Iterator[tuple[torch.Tensor, float]]:
+        self.module.train()
+        for rows in split(np.arange(len(self._train[0])), self.batch):
+            index = torch.from_numpy(rows)
+            yield self._loss([t[index] for t in self._train]), len(rows)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         *inputs, target = batch

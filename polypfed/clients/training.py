@@ -1,7 +1,7 @@
 """One fit of a torch model: from the received vector to the delta; the strategy's client half bends every gradient."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from polypfed.clients.flat import FlatModel
-from polypfed.core.errors import PolypfedError
+from polypfed.core.errors import ConfigError, PolypfedError
 from polypfed.core.messages import Task
 from polypfed.core.model import Vector
-from polypfed.strategies.base import LocalRule, PlainRule, Registry
+from polypfed.strategies.base import LocalRule, PlainRule, wants
+from polypfed.strategies.local import rule_of
+
+Whole = Callable[[], Iterator[tuple[torch.Tensor, float]]]
 
 
 class TrainingError(PolypfedError):
@@ -27,23 +30,45 @@ class LocalTraining:
         task: brings "model" (P,), what the strategy broadcasts, and the strategy's name.
         kept: what this client's half of the strategy kept.
         clip: largest norm of a step's gradient, after it was bent; 0 for none.
+        whole: yields (loss of a batch, its weight) over all examples, for rules that need the full gradient.
     """
 
-    def __init__(self, flat: FlatModel, task: Task, kept: Mapping[str, Vector], clip: float = 0.0) -> None:
+    def __init__(
+        self, flat: FlatModel, task: Task, kept: Mapping[str, Vector], clip: float = 0.0, whole: Whole | None = None
+    ) -> None:
         self.flat, self.clip, self.kept = flat, clip, kept
         self.x: Vector = task.vectors["model"]
         self.steps, self._losses = 0, 0.0
-        self.rule: LocalRule = Registry.build(task.config.get("strategy", {"name": "fedavg"})).local_rule()
+        self.rule: LocalRule = rule_of(task.config, flat.spec)
         self.plain = type(self.rule) is PlainRule
         flat.load(self.x)
         flat.collect_gradients(flat=not self.plain)  # plain SGD needs no flat gradient, and is quicker without
         shared = {name: vector for name, vector in task.vectors.items() if name != "model"}
+        if wants(self.rule, "full_gradient"):
+            shared["gradient"] = self._full_gradient(whole)
         self.rule.begin(self.x[flat.spec.trainable], shared, kept)
         self._optimizer: Optimizer | None = None
         self._pace = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
+    def _full_gradient(self, whole: Whole | None) -> Vector:
+        """(T,), of the loss over all examples at x; what the passes did to the buffers is undone."""
+        assert whole is not None
+        total, weights = np.zeros(self.flat.spec.boundary), 0.0
+        for loss, weight in whole():
+            self.flat.clear_gradients()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            total += weight * self.flat.gradient.astype(np.float64)
+            weights += weight
+        self.flat.load(self.x)
+        return (total / (weights or 1.0)).astype(np.float32)
+
     def use(self, optimizer: Optimizer) -> None:
-        """Step with this optimiser; it was made for `flat.learning()`."""
+        """Step with this optimiser; it was made for `flat.learning()`.
+
+        Raises:
+            ConfigError: the strategy reads the sizes of the steps, and this optimiser's are not known.
+        """
+        check_linear(self.rule, optimizer, self.clip)
         self._optimizer = optimizer
         if not self.plain:
             # A scalar under the constant gradient 1: how far it moves is the sum of the step sizes, momentum included.
@@ -95,6 +120,17 @@ class LocalTraining:
         extra, kept = self.rule.finish(start, end, self.steps, lr)
         delta = self.flat.values - self.x
         return {"delta": delta, **{n: np.array(v, np.float32) for n, v in extra.items()}}, kept
+
+
+def check_linear(rule: LocalRule, optimizer: Optimizer, clip: float) -> None:
+    """Raise a ConfigError if `rule` needs steps that are linear in the gradient and these are not."""
+    if wants(rule, "linear") and (clip or not isinstance(optimizer, torch.optim.SGD)):
+        found = "gradients are clipped" if clip else f"the optimiser is {type(optimizer).__name__}"
+        raise ConfigError(
+            f"the strategy needs local SGD without clipping, and {found}",
+            where="strategy",
+            remedy="Train with SGD and clip = 0; SCAFFOLD's option I works with any optimiser",
+        )
 
 
 def split(order: NDArray[np.intp], batch: int) -> Iterator[NDArray[np.intp]]:

@@ -31,6 +31,8 @@ class Checkpoint:
         accepted: for each client the last round in which its update counted.
         rows, failures: how many lines of the history files are valid.
         best, best_round, best_value, best_sites: the best global model so far and how many sites scored it.
+        scores: what the sites said of the global model: metrics and the number of validation examples.
+        flight: asynchronous work under way: JSON values; bases: the models it started from, by version.
     """
 
     run: str
@@ -46,9 +48,12 @@ class Checkpoint:
     best_round: int = 0
     best_value: float | None = None
     best_sites: int = 0
+    scores: dict[str, Any] = field(default_factory=dict)
+    flight: dict[str, Any] = field(default_factory=dict)
+    bases: dict[int, Vector] = field(default_factory=dict)
 
 
-_PLAIN = ("run", "settings", "round", "accepted", "rows", "failures", "best_round", "best_value", "best_sites")
+_PLAIN = tuple("run settings round accepted rows failures best_round best_value best_sites scores flight".split())
 
 
 def save(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -59,6 +64,7 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     }
     numbers = {k: v for k, v in checkpoint.state.items() if isinstance(v, int | float)}
     vectors["x"] = checkpoint.x
+    vectors |= {f"base.{version}": base for version, base in checkpoint.bases.items()}
     if checkpoint.best is not None:
         vectors["best"] = checkpoint.best
     header = {k: getattr(checkpoint, k) for k in _PLAIN} | {"spec": checkpoint.spec.to_json(), "numbers": numbers}
@@ -106,6 +112,7 @@ def _read(path: Path) -> Checkpoint:
             x=vectors["x"],
             state=state | header["numbers"],
             best=vectors.get("best"),
+            bases={int(k[5:]): v for k, v in vectors.items() if k.startswith("base.")},
         )
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"was written by another version ({error})", where=path) from None

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -22,11 +22,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Part:
-    """One named array of a model and its place in the flat vector (`start` in values)."""
+    """One named array of a model, its place in the flat vector (`start` in values), and the group it belongs to."""
 
     name: str
     shape: tuple[int, ...]
     start: int
+    group: str = ""
 
     @property
     def stop(self) -> int:
@@ -58,11 +59,14 @@ class ModelSpec:
     local: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
     @classmethod
-    def of(cls, arrays: Arrays, buffers: Iterable[str] = ()) -> "ModelSpec":
+    def of(
+        cls, arrays: Arrays, buffers: Iterable[str] = (), group: Callable[[str], str] = lambda name: ""
+    ) -> "ModelSpec":
         """Read the layout off `arrays`.
 
         Args:
             buffers: the names of the float arrays that no optimiser moves (BatchNorm statistics).
+            group: the part of the model an array belongs to, by its name: "backbone", "neck", "head".
 
         Raises:
             LayoutError: a buffer's name is unknown, an array is complex, or nothing is left to federate.
@@ -77,7 +81,7 @@ class ModelSpec:
         for section in (False, True):
             for name, array in floats.items():
                 if (name in behind) is section:
-                    parts.append(Part(name, tuple(array.shape), start))
+                    parts.append(Part(name, tuple(array.shape), start, group(name)))
                     start = parts[-1].stop
             if not section:
                 boundary = start
@@ -133,10 +137,33 @@ class ModelSpec:
             raise LayoutError(f"the vector is {vector.dtype}{vector.shape}, not float32({self.size},)")
         return {p.name: vector[p.start : p.stop].reshape(p.shape) for p in self.parts}
 
+    def without(self, names: Collection[str]) -> "ModelSpec":
+        """The layout that is left when these arrays are taken out; the spec itself if there are none.
+
+        Raises:
+            LayoutError: nothing trainable is left.
+        """
+        if not names:
+            return self
+        parts: list[Part] = []
+        boundary = 0
+        for part in self.parts:
+            if part.name not in names:
+                parts.append(replace(part, start=parts[-1].stop if parts else 0))
+                boundary = parts[-1].stop if part.start < self.boundary else boundary
+        if not boundary:
+            raise LayoutError("no trainable array is left to share")
+        return ModelSpec(tuple(parts), boundary, self.local)
+
+    def places(self, names: Collection[str]) -> NDArray[np.intp]:
+        """Where the values of these arrays lie in the flat vector, ascending."""
+        runs = [np.arange(p.start, p.stop) for p in self.parts if p.name in names]
+        return np.concatenate(runs) if runs else np.zeros(0, np.intp)
+
     def to_json(self) -> dict[str, Any]:
         """The layout as plain JSON values."""
         return {
-            "parts": [[p.name, list(p.shape)] for p in self.parts],
+            "parts": [[p.name, list(p.shape), p.group] if p.group else [p.name, list(p.shape)] for p in self.parts],
             "boundary": self.boundary,
             "local": [[n, d, list(s)] for n, d, s in self.local],
         }
@@ -150,8 +177,9 @@ class ModelSpec:
         """
         try:
             parts: list[Part] = []
-            for name, shape in value["parts"]:
-                parts.append(Part(str(name), tuple(map(int, shape)), parts[-1].stop if parts else 0))
+            for name, shape, *group in value["parts"]:
+                start = parts[-1].stop if parts else 0
+                parts.append(Part(str(name), tuple(map(int, shape)), start, *map(str, group[:1])))
             local = tuple((str(n), str(d), tuple(map(int, s))) for n, d, s in value["local"])
             spec = cls(tuple(parts), int(value["boundary"]), local)
         except (KeyError, TypeError, ValueError, IndexError) as error:

@@ -11,30 +11,47 @@ from polypfed.core.errors import ConfigError
 from polypfed.core.files import write_atomic
 from polypfed.core.messages import Update, decode, encode
 from polypfed.core.model import Vector, nbytes
+from polypfed.core.settings import positive
 
 BLOCK = 1 << 17  # values that stay in the cache between a multiplication and its addition
 NAMES = 32  # names whose updates are summed before the sum joins the total
 
 Needs = Literal["sum", "updates"]
+BUFFERS = "buffers"  # the vector of BatchNorm statistics: whatever weighs the rest, examples weigh these
 
 
 class Accumulator(Protocol):
     """A reduction under way; updates are added in order of client name."""
 
-    def add(self, index: int, vectors: Mapping[str, Vector], weight: float) -> None:
-        """Count one update; index: the client's place among the sorted names of the cohort."""
+    def add(self, index: int, update: Update) -> None:
+        """Count one update, of which only the vectors named at the start are read; without examples it counts nothing.
+
+        index: the client's place among the sorted names of the cohort. The vectors are not kept: they are the
+        client's again once this returns.
+        """
 
     def result(self) -> dict[str, Vector]:
-        """One vector per name."""
+        """One float32 vector per name; zeros if nothing was counted."""
 
 
 class Reducer(Protocol):
-    """A rule that turns many updates into one. `needs`: do weighted sums suffice, or must it see single updates?"""
+    """A rule that turns many updates into one: a frozen dataclass of plain settings.
 
-    needs: ClassVar[Needs]
+    Attributes:
+        needs: do weighted sums suffice, or must it see single updates?
+        least: updates with examples below which the rule means nothing; a round with fewer is void.
+    """
+
+    @property
+    def needs(self) -> Needs: ...
+
+    @property
+    def least(self) -> int: ...
 
     def start(self, lengths: Mapping[str, int]) -> Accumulator:
-        """Begin a round of vectors with these names and lengths."""
+        """Begin a round of vectors with these names and lengths: "delta" (T,), "buffers" (P - T,), and what else
+        the strategy sends, (T,) each.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,24 +59,45 @@ class Mean:
     """The weighted mean, streaming: memory is O(P) however many clients there are.
 
     Args:
-        weights: "examples" (p_i = n_i / sum n) or "uniform" (1/m over the updates with n_i > 0).
+        weights: "examples" (p_i = n_i / sum n), "uniform" (1/m over the updates with n_i > 0), or a weight for every
+            client by name. Buffers are weighted by examples in any case.
         dtype: of the accumulator. float64 makes rounding negligible; float32 is three times faster.
 
     The bits do not depend on the order of arrival: updates are added in order of name, in blocks of 32 names whose
     sums are then added in order.
 
     Raises:
-        ConfigError: weights or dtype is another word.
+        ConfigError: weights or dtype is another word, or a client's weight is not above 0.
     """
 
-    needs: ClassVar[Needs] = "sum"
-    weights: Literal["examples", "uniform"] = "examples"
+    weights: Literal["examples", "uniform"] | Mapping[str, float] = "examples"
     dtype: Literal["float64", "float32"] = "float64"
+    needs: ClassVar[Needs] = "sum"
+    least: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        for field, allowed in (("weights", ("examples", "uniform")), ("dtype", ("float64", "float32"))):
-            if getattr(self, field) not in allowed:
-                raise ConfigError(f"{getattr(self, field)!r} is not one of {allowed}", where=field)
+        if isinstance(self.weights, Mapping):
+            positive(**{f"weights.{name}": weight for name, weight in self.weights.items()})
+        elif self.weights not in ("examples", "uniform"):
+            raise ConfigError(f"{self.weights!r} is not examples, uniform or a weight per client", where="weights")
+        if self.dtype not in ("float64", "float32"):
+            raise ConfigError(f"{self.dtype!r} is not one of ('float64', 'float32')", where="dtype")
+
+    def weight(self, client: str, examples: int) -> float:
+        """What an update with so many examples, at least one, counts.
+
+        Raises:
+            ConfigError: weights were given by name, and this client has none.
+        """
+        if isinstance(self.weights, str):
+            return float(examples) if self.weights == "examples" else 1.0
+        if client not in self.weights:
+            raise ConfigError("has no weight", where=f"weights.{client}", remedy="Give every client one")
+        return float(self.weights[client])
+
+    def scale(self, update: Update) -> float:
+        """A factor of the delta beside its weight; the weights still sum to one without it."""
+        return 1.0
 
     def start(self, lengths: Mapping[str, int]) -> "_MeanSum":
         """A sum of zero updates."""
@@ -73,32 +111,36 @@ class _MeanSum:
         self._sums = self._zeros()
         self._totals: dict[str, np.ndarray] | None = None
         self._scratch = np.empty(BLOCK, self._dtype)
-        self._weight = 0.0
+        self._weight = self._examples = 0.0
         self._block = 0
 
     def _zeros(self) -> dict[str, np.ndarray]:
         return {name: np.zeros(length, self._dtype) for name, length in self._lengths.items()}
 
-    def add(self, index: int, vectors: Mapping[str, Vector], weight: float) -> None:
+    def add(self, index: int, update: Update) -> None:
         """sum += weight * vector, widened block by block."""
         if index // NAMES != self._block:
             self._close_block()
             self._block = index // NAMES
-        factor = 1.0 if self._rule.weights == "uniform" and weight else float(weight)
-        if not factor:
+        if not update.weight:
             return
-        self._weight += factor
-        scale = self._dtype.type(factor)
+        weight = self._rule.weight(update.client, update.weight)
+        self._weight += weight
+        self._examples += update.weight
+        factors = {BUFFERS: float(update.weight), "delta": weight * self._rule.scale(update)}
         for name, total in self._sums.items():
-            vector = vectors[name]
-            for start in range(0, vector.size, BLOCK):
-                piece, part = vector[start : start + BLOCK], total[start : start + BLOCK]
-                product = self._scratch[: piece.size]
-                if piece.dtype != product.dtype:  # widening first is a third faster than a mixed multiplication
-                    np.copyto(product, piece)
-                    piece = product
-                np.multiply(piece, scale, out=product)
-                np.add(part, product, out=part)
+            self._add(total, update.vectors[name], factors.get(name, weight))
+
+    def _add(self, total: np.ndarray, vector: Vector, weight: float) -> None:
+        scale = self._dtype.type(weight)
+        for start in range(0, vector.size, BLOCK):
+            piece, part = vector[start : start + BLOCK], total[start : start + BLOCK]
+            product = self._scratch[: piece.size]
+            if piece.dtype != product.dtype:  # widening first is a third faster than a mixed multiplication
+                np.copyto(product, piece)
+                piece = product
+            np.multiply(piece, scale, out=product)
+            np.add(part, product, out=part)
 
     def _close_block(self) -> None:
         if self._totals is None:
@@ -111,9 +153,11 @@ class _MeanSum:
         """The mean as float32; zeros when no update had weight."""
         if self._totals is not None:
             self._close_block()
-        sums = self._totals if self._totals is not None else self._sums
-        divisor = self._dtype.type(self._weight or 1.0)
-        return {name: np.divide(total, divisor, out=total).astype(np.float32) for name, total in sums.items()}
+        found = {}
+        for name, total in (self._totals if self._totals is not None else self._sums).items():
+            divisor = self._examples if name == BUFFERS else self._weight
+            found[name] = np.divide(total, self._dtype.type(divisor or 1.0), out=total).astype(np.float32)
+        return found
 
 
 class InOrder:
@@ -178,5 +222,5 @@ class InOrder:
 
     def _count(self, turn: int, update: Update | None) -> None:
         if update is not None:
-            self._accumulator.add(turn, update.vectors, update.weight)
+            self._accumulator.add(turn, update)
         self._next = turn + 1

@@ -22,9 +22,26 @@ def whole(field: str, value: object, low: int | None = None, high: int | None = 
 def positive(**values: object) -> None:
     """Raise a ConfigError for the first of `values` that is not a finite number above zero."""
     for field, value in values.items():
-        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-        if not (number and 0 < value < math.inf):  # type: ignore[operator]  # a number, as the line above says
+        if not (_number(value) and 0 < value < math.inf):  # type: ignore[operator]
             raise ConfigError(f"{value!r} is not a number above 0", where=field)
+
+
+def not_negative(**values: object) -> None:
+    """Raise a ConfigError for the first of `values` that is not a finite number of at least zero."""
+    for field, value in values.items():
+        if not (_number(value) and 0 <= value < math.inf):  # type: ignore[operator]
+            raise ConfigError(f"{value!r} is not a number of at least 0", where=field)
+
+
+def fraction(**values: object) -> None:
+    """Raise a ConfigError for the first of `values` that is not a number from 0 to below 1."""
+    for field, value in values.items():
+        if not (_number(value) and 0 <= value < 1):  # type: ignore[operator]
+            raise ConfigError(f"{value!r} is not a number from 0 to below 1", where=field)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def site_names(names: Sequence[object]) -> None:

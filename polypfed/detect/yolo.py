@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,20 @@ def build(arch: str = "yolov5n", seed: int = 0, prior: float = 0.002, bn_momentu
 def layers(model: Any) -> int:
     """Number of top-level layers; the last one is the detection head."""
     return len(model.model)
+
+
+def group(model: Any) -> Callable[[str], str]:
+    """By an array's name whether it is of the "backbone", the "neck" or the "head".
+
+    The head is the last module, the backbone as many as its architecture file lists; no layer number is assumed.
+    """
+    backbone, head = len(model.yaml["backbone"]), len(model.model) - 1
+
+    def part(name: str) -> str:
+        layer = int(name.split(".")[1])
+        return "head" if layer == head else "backbone" if layer < backbone else "neck"
+
+    return part
 
 
 def batches(images: Sequence[Pixels], imgsz: int, batch: int) -> Iterator[tuple[torch.Tensor, list[Placement]]]:

@@ -1,18 +1,23 @@
 """The contract between the round engine and a federated algorithm: a server half and a client half, both pure."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from polypfed.core.errors import ConfigError
-from polypfed.core.model import Vector
+from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.reduce import Mean, Reducer
+
+if TYPE_CHECKING:
+    from polypfed.clients.base import Client
 
 State = Mapping[str, Any]
 """Vectors and floats: everything a resume needs."""
+
+Scores = Mapping[str, tuple[Mapping[str, float], int]]
+"""By site: the metrics of a model on its validation examples, and how many those are."""
 
 A = TypeVar("A")
 
@@ -28,7 +33,12 @@ class Cohort:
 
 
 class LocalRule(Protocol):
-    """The client half: plain arithmetic on flat trainable vectors (T,), so numpy and torch work alike."""
+    """The client half: plain arithmetic on flat trainable vectors (T,), so numpy and torch work alike.
+
+    Two attributes are read where a rule has them, see `wants`:
+        linear: it reads the sizes of the local steps, so these must be linear in the gradient: SGD, no clipping.
+        full_gradient: `begin` needs the gradient of the client's whole loss at x as `shared["gradient"]`.
+    """
 
     def begin(self, x: Any, shared: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
         """Before local training. x: the global model; shared: broadcast vectors; mine: what this client kept."""
@@ -41,7 +51,10 @@ class LocalRule(Protocol):
 
 
 class Strategy(Protocol):
-    """The server half: a frozen dataclass of hyper-parameters; state in, state out; nothing hides on `self`."""
+    """The server half: a frozen dataclass of hyper-parameters; state in, state out; nothing hides on `self`.
+
+    `Base` has all of it but `step`.
+    """
 
     @property
     def reducer(self) -> Reducer: ...
@@ -57,6 +70,22 @@ class Strategy(Protocol):
 
     def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
         """One server step; mean: one vector per key of Update.vectors, trainable part, (T,). Inputs are not changed."""
+
+    def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
+        """Before round 1. spec: the whole model; asked: how many of `sites` are asked in a round.
+
+        Raises:
+            ConfigError: the strategy cannot work with these.
+        """
+
+    def wire(self, spec: ModelSpec) -> ModelSpec:
+        """The part of the model that travels; the rest stays at each site."""
+
+    def at_site(self, client: "Client") -> "Client":
+        """The client as this strategy needs it: one that keeps parts of the model, or trains a second one."""
+
+    def keeps(self, before: Scores, after: Scores) -> bool:
+        """Does the new model stay? If not, the round is rolled back. Asked after each evaluation from round 1 on."""
 
 
 class PlainRule:
@@ -95,68 +124,133 @@ class Base:
         """Plain local SGD."""
         return PlainRule()
 
+    def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
+        """The reducer must get as many updates as it needs, and know the weight of every site."""
+        if asked < self.reducer.least:
+            raise ConfigError(
+                f"{type(self.reducer).__name__} needs at least {self.reducer.least} updates, {asked} sites are asked",
+                where="reducer",
+                remedy="Ask more sites in a round, or choose another reducer",
+            )
+        if isinstance(self.reducer, Mean):
+            for site in sites:
+                self.reducer.weight(site, 1)
+
+    def wire(self, spec: ModelSpec) -> ModelSpec:
+        """The whole model."""
+        return spec
+
+    def at_site(self, client: "Client") -> "Client":
+        """The client itself."""
+        return client
+
+    def keeps(self, before: Scores, after: Scores) -> bool:
+        """Yes."""
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Base):
+    """Base of the strategies that leave it to the user how updates become one.
+
+    Args:
+        reducer: Mean, or a rule that withstands bad updates.
+
+    Raises:
+        ConfigError: it is no reducer.
+    """
+
+    reducer: Reducer = Mean()
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.reducer, "start", None)):
+            raise ConfigError(f"{self.reducer!r} is no reducer", where="reducer", remedy="Use Mean(), Median(), ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapper(Base):
+    """Base of the strategies that change one thing about another one.
+
+    Args:
+        inner: the strategy that does the rest.
+
+    Raises:
+        ConfigError: it is no strategy.
+    """
+
+    inner: Strategy
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.inner, "step", None)):
+            raise ConfigError(f"{self.inner!r} is no strategy", where="inner", remedy="Use FedAvg(), FedAdam(), ...")
+
+    @property
+    def reducer(self) -> Reducer:
+        """The inner one's."""
+        return self.inner.reducer
+
+    def init(self, x: Vector) -> State:
+        """The inner one's."""
+        return self.inner.init(x)
+
+    def broadcast(self, x: Vector, state: State) -> Mapping[str, Vector]:
+        """The inner one's."""
+        return self.inner.broadcast(x, state)
+
+    def local_rule(self) -> LocalRule:
+        """The inner one's."""
+        return self.inner.local_rule()
+
+    def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
+        """The inner one's."""
+        return self.inner.step(x, state, mean, cohort)
+
+    def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
+        """The inner one's."""
+        self.inner.check(spec, sites, asked)
+
+    def wire(self, spec: ModelSpec) -> ModelSpec:
+        """The inner one's."""
+        return self.inner.wire(spec)
+
+    def at_site(self, client: "Client") -> "Client":
+        """The inner one's."""
+        return self.inner.at_site(client)
+
+    def keeps(self, before: Scores, after: Scores) -> bool:
+        """The inner one's."""
+        return self.inner.keeps(before, after)
+
+
+def wants(rule: LocalRule, what: Literal["linear", "full_gradient"]) -> bool:
+    """Does the rule ask for this? One that does not speak of it does not."""
+    return bool(getattr(rule, what, False))
+
 
 def uploads(strategy: Strategy, boundary: int) -> dict[str, int]:
     """The extra vectors a client sends under `strategy` and their lengths, found by running its rule on zeros."""
     x = np.zeros(boundary, np.float32)
     rule = strategy.local_rule()
-    rule.begin(x, strategy.broadcast(x, strategy.init(x)), {})
+    shared = {"gradient": x} if wants(rule, "full_gradient") else {}
+    rule.begin(x, {**strategy.broadcast(x, strategy.init(x)), **shared}, {})
     extra, _ = rule.finish(x, x, 1, 1.0)
     return {name: int(np.size(vector)) for name, vector in extra.items()}
 
 
-class Registry:
-    """Strategies by name: a task carries a name and numbers, never code."""
+def rehearse(strategy: Strategy, sites: Sequence[str]) -> None:
+    """Run one server step on zeros.
 
-    _known: ClassVar[dict[str, type]] = {}
-
-    @classmethod
-    def add(cls, strategy: type[A]) -> type[A]:
-        """Class decorator: make a strategy usable in TOML files and by worker processes."""
-        cls._known[strategy.__name__.lower()] = strategy
-        return strategy
-
-    @classmethod
-    def modules(cls) -> list[str]:
-        """Where the known strategies are defined: a worker process imports these to know them too."""
-        return sorted({kind.__module__ for kind in cls._known.values()} - {"__main__"})  # spawn imports that one itself
-
-    @classmethod
-    def describe(cls, strategy: Strategy) -> dict[str, Any]:
-        """The strategy as JSON values; `build` gives it back."""
-        return {"name": type(strategy).__name__.lower()} | asdict(cast(Any, strategy))
-
-    @classmethod
-    def check(cls, strategy: Strategy) -> None:
-        """See that clients can rebuild the strategy from what they are told of it.
-
-        Raises:
-            ConfigError: it is not registered, or its settings do not survive JSON.
-        """
-        try:
-            again = cls.build(json.loads(json.dumps(cls.describe(strategy))))
-        except TypeError as error:
-            raise ConfigError(f"is not a dataclass of plain settings ({error})", where="strategy") from None
-        if again != strategy:
-            raise ConfigError("cannot be rebuilt from its own description", where="strategy")
-
-    @classmethod
-    def build(cls, description: Mapping[str, Any]) -> Strategy:
-        """The strategy that `description` names.
-
-        Raises:
-            ConfigError: the name or a hyper-parameter is unknown or out of range.
-        """
-        settings = dict(description)
-        name = str(settings.pop("name", "")).lower()
-        if name not in cls._known:
-            raise ConfigError(
-                f"no strategy is called {name!r}", where="strategy", remedy=f"Known: {sorted(cls._known)}"
-            )
-        kind = cls._known[name]
-        allowed = {f.name for f in fields(kind)}
-        if unknown := set(settings) - allowed:
-            raise ConfigError(
-                f"{name} has no setting {sorted(unknown)[0]!r}", where="strategy", remedy=f"It has: {sorted(allowed)}"
-            )
-        return cast(Strategy, kind(**settings))
+    Raises:
+        ConfigError: `step` asks for a vector that the client half does not send.
+    """
+    x = np.zeros(2, np.float32)
+    sent = {name: np.zeros(length, np.float32) for name, length in uploads(strategy, 2).items()}
+    cohort = Cohort(1, tuple(sites), (1,) * len(sites), len(sites))
+    try:
+        strategy.step(x, strategy.init(x), {"delta": x, **sent}, cohort)
+    except KeyError as error:
+        raise ConfigError(
+            f"step asks for {error}, which is not among what clients send: {sorted(['delta', *sent])}",
+            where="strategy",
+            remedy="Return it from the local rule's finish",
+        ) from None

@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from polypfed.core.model import Vector
-from polypfed.core.reduce import Mean
 from polypfed.core.settings import positive
-from polypfed.strategies.base import Base, Cohort, Registry, State
+from polypfed.strategies.base import Averaging, Cohort, State
+from polypfed.strategies.registry import Registry
 
 
 @Registry.add
-@dataclass(frozen=True)
-class FedAvg(Base):
+@dataclass(frozen=True, kw_only=True)
+class FedAvg(Averaging):
     """Weighted averaging of local models.
 
         client   K_i steps  y <- y - lr g_i(y)  from y = x;  send D_i = y - x and n_i
@@ -22,30 +21,27 @@ class FedAvg(Base):
 
     Args:
         eta: server learning rate; 1 is plain averaging.
-        weights: "examples" is p_i as above, "uniform" gives every client that trained the same weight.
-        dtype: of the sum; "float32" is faster for large models and little local work.
+        reducer: Mean() gives p_i as above, Mean("uniform") every client that trained the same weight.
 
     Differs: the paper averages models; averaging deltas with eta = 1 is the same sum.
 
     Raises:
-        ConfigError: eta is not above 0, or weights or dtype is another word.
+        ConfigError: eta is not above 0.
     """
 
     eta: float = 1.0
-    weights: Literal["examples", "uniform"] = "examples"
-    dtype: Literal["float64", "float32"] = "float64"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(eta=self.eta)
-        Mean(self.weights, self.dtype)
-
-    @property
-    def reducer(self) -> Mean:
-        """The mean with these weights and this accumulator."""
-        return Mean(self.weights, self.dtype)
 
     def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
         """x + eta * mean delta."""
-        moved = np.float32(self.eta) * mean["delta"]
-        moved += x
-        return moved, state
+        return moved(x, self.eta, mean["delta"]), state
+
+
+def moved(x: Vector, eta: float, direction: Vector) -> Vector:
+    """x + eta * direction, in one new vector."""
+    out = np.float32(eta) * direction
+    out += x
+    return out

@@ -5,9 +5,9 @@ import pytest
 
 from polypfed import Client, NumpyClient, Task
 from polypfed.clients.base import HasInitial, agreed
-from polypfed.clients.numpy_client import pack_state, unpack_state
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Evaluation
+from polypfed.core.pack import pack_state, unpack_state
 from tests.problems import Odd, exit_soft, sites
 
 

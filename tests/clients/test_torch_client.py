@@ -17,7 +17,7 @@ from polypfed.clients.training import TrainingError, split
 from polypfed.core.errors import ConfigError, DataError, LayoutError
 from polypfed.core.messages import Task
 from polypfed.core.seeds import generator
-from polypfed.strategies.base import Registry
+from polypfed.strategies import Base, Registry
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(20, 3, 8, 8)).astype(np.float32)
@@ -55,7 +55,7 @@ class Bent:
         return {"pace": np.array([steps * lr], np.float32), "moved": y - x}, {"kept": y - x}
 
 
-class BentStrategy:
+class BentStrategy(Base):
     def local_rule(self) -> Bent:
         return Bent()
 

@@ -65,7 +65,7 @@ def test_every_field_is_in_the_file(tmp_path: Path) -> None:
     """A field that is added and forgotten in `save` would be lost in a resume without a word."""
     checkpoints.save(tmp_path, made(1))
     header, _ = read_framed(next(tmp_path.iterdir()))
-    assert {f.name for f in fields(Checkpoint)} - set(header) == {"x", "state", "best"}
+    assert {f.name for f in fields(Checkpoint)} - set(header) == {"x", "state", "best", "bases"}
 
 
 def test_three_generations_stay(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_second_turn_is_an_error_not_a_silent_loss(early: bool) -> None:
 
 
 def test_other_words_are_refused() -> None:
-    with pytest.raises(ConfigError, match="weights: 'examlpes' is not one of"):
+    with pytest.raises(ConfigError, match="weights: 'examlpes' is not examples, uniform or"):
         Mean("examlpes")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="dtype: 'float16'"):
         Mean(dtype="float16")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ class Unregistered(Base):
 
 @Registry.add
 @dataclass(frozen=True)
-class TupleSetting(Unregistered):
-    """JSON turns its tuple into a list."""
+class ListSetting(Unregistered):
+    """What JSON gives back as a list is built as a tuple, so that strategies stay values."""
 
-    groups: tuple[str, ...] = ("head",)
+    groups: list[str] = field(default_factory=lambda: ["head"])
 
 
 @Registry.add
@@ -43,8 +43,7 @@ def test_a_description_is_json_and_builds_the_strategy() -> None:
     assert Registry.describe(FedAvg(eta=0.5)) == {
         "name": "fedavg",
         "eta": 0.5,
-        "weights": "examples",
-        "dtype": "float64",
+        "reducer": {"name": "mean", "weights": "examples", "dtype": "float64"},
     }
     assert Registry.build({"name": "fedavg", "eta": 0.5}) == FedAvg(eta=0.5)
     assert Registry.build({"name": "FedAvg"}) == FedAvg()
@@ -68,7 +67,7 @@ def test_what_cannot_be_built_says_why(description: dict[str, Any], message: str
         Registry.build(description)
 
 
-@pytest.mark.parametrize("strategy", [Unregistered(), TupleSetting(), NoDataclass()])
+@pytest.mark.parametrize("strategy", [Unregistered(), ListSetting(), NoDataclass()])
 def test_a_strategy_that_clients_could_not_rebuild_is_refused(strategy: Any) -> None:
     with pytest.raises(ConfigError, match=r"^strategy: "):
         Registry.check(strategy)

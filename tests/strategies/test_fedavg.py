@@ -8,9 +8,10 @@ from polypfed import Federation, NumpyClient, strategies
 from polypfed.backends import Local
 from polypfed.core.errors import ConfigError
 from polypfed.core.reduce import Mean
-from polypfed.strategies import Cohort, FedAvg
+from polypfed.strategies import Cohort, FedAvg, Strategy
 from tests.problems import Quadratic, bits, run
 
+PLAIN = FedAvg()
 A, B, LR, STEPS = (1.0, 4.0), (0.0, 1.0), 0.1, 5
 """Two sites with loss a/2 (x - b)^2; the optimum is sum(a b) / sum(a) = 0.8."""
 
@@ -21,7 +22,7 @@ def pair(steps: tuple[int, int] = (STEPS, STEPS), weights: tuple[int, int] = (1,
     ]
 
 
-def after(rounds: int, clients: list[NumpyClient], strategy: FedAvg = FedAvg()) -> float:
+def after(rounds: int, clients: list[NumpyClient], strategy: Strategy = PLAIN) -> float:
     history = Federation(clients=clients, strategy=strategy, evaluate="off").run(rounds, Local())
     assert history.model is not None
     return float(history.model[0])
@@ -37,7 +38,7 @@ def test_the_first_round_by_hand() -> None:
     """y1 stays at 0; y2 = 1 - 0.6^5 = 0.92224; the mean is 0.46112."""
     assert after(1, pair()) == pytest.approx(0.46112, abs=1e-6)
     assert after(1, pair(weights=(1, 3))) == pytest.approx(0.92224 * 3 / 4, abs=1e-6)
-    assert after(1, pair(weights=(1, 3)), FedAvg(weights="uniform")) == pytest.approx(0.46112, abs=1e-6)
+    assert after(1, pair(weights=(1, 3)), FedAvg(reducer=Mean("uniform"))) == pytest.approx(0.46112, abs=1e-6)
     assert after(1, pair(), FedAvg(eta=0.5)) == pytest.approx(0.23056, abs=1e-6)
 
 
@@ -82,8 +83,8 @@ def test_scaling_all_weights_changes_no_more_than_rounding() -> None:
 
 
 def test_the_float32_accumulator_is_close_and_not_the_default() -> None:
-    wide, narrow = run(), run(strategy=FedAvg(dtype="float32"))
-    assert bits(run(strategy=FedAvg(dtype="float64"))) == bits(wide)
+    wide, narrow = run(), run(strategy=FedAvg(reducer=Mean(dtype="float32")))
+    assert bits(run(strategy=FedAvg(reducer=Mean(dtype="float64")))) == bits(wide)
     assert wide.model is not None
     np.testing.assert_allclose(narrow.model, wide.model, rtol=1e-5)  # type: ignore[arg-type]
 
@@ -104,10 +105,10 @@ def test_eta_is_above_zero(eta: Any) -> None:
 
 def test_other_words_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^weights: "):
-        FedAvg(weights="sizes")  # type: ignore[arg-type]
+        FedAvg(reducer=Mean("sizes"))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"^dtype: "):
-        FedAvg(dtype="float16")  # type: ignore[arg-type]
-    assert FedAvg(weights="uniform", dtype="float32").reducer == Mean("uniform", "float32")
+        FedAvg(reducer=Mean(dtype="float16"))  # type: ignore[arg-type]
+    assert FedAvg(reducer=Mean("uniform", "float32")).reducer == Mean("uniform", "float32")
 
 
 def test_the_docstring_cites_the_paper() -> None:

@@ -1,15 +1,9 @@
-"""SCAFFOLD (Karimireddy et al. 2020, Algorithm 1, option II) through the public contract, to show that it fits.
+"""SCAFFOLD through a whole federation: it exercises every seam of the engine.
 
-    client   y <- y - lr (g_i(y) - c_i + c)  K_i times;  c_i+ = c_i - c + (x - y) / (K_i lr)
-             send D_i and dc_i = c_i+ - c_i
-    server   x <- x + eta mean_S D_i;  c <- c + (m/N) mean_S dc_i
-
-It exercises every seam: state on the server, a broadcast vector, state at the site, a second vector up, and
-uniform weights.
+State on the server, a broadcast vector, state at the site, a second vector up, and even weights.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +12,16 @@ import pytest
 
 from polypfed import Failure, Federation, History, NumpyClient, Task, Update
 from polypfed.backends import Local
-from polypfed.clients.numpy_client import unpack_state
 from polypfed.core import checkpoint as checkpoints
 from polypfed.core.errors import QuorumError
 from polypfed.core.messages import Reply
 from polypfed.core.model import Vector
+from polypfed.core.pack import unpack_state
 from polypfed.core.reduce import Mean
 from polypfed.federation import Event
-from polypfed.strategies import Base, Cohort, FedAvg, Registry, State
+from polypfed.strategies import FedAvg, Scaffold
 from polypfed.strategies.base import uploads
 from tests.problems import Quadratic, Scripted, absent, bits, scores
-
-
-class SketchRule:
-    """The client half."""
-
-    def begin(self, x: Any, shared: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-        self.c = shared["c"]
-        self.c_i = mine["c_i"] if "c_i" in mine else 0 * self.c
-
-    def direction(self, gradient: Any, y: Any) -> Any:
-        return gradient - self.c_i + self.c
-
-    def finish(self, x: Any, y: Any, steps: int, lr: float) -> tuple[dict[str, Any], dict[str, Any]]:
-        c_new = self.c_i - self.c + (x - y) / (steps * lr)
-        return {"dc": c_new - self.c_i}, {"c_i": c_new}
-
-
-@Registry.add
-@dataclass(frozen=True)
-class ScaffoldSketch(Base):
-    """The server half."""
-
-    eta: float = 1.0
-
-    @property
-    def reducer(self) -> Mean:
-        return Mean(weights="uniform")
-
-    def init(self, x: Vector) -> State:
-        return {"c": np.zeros_like(x)}
-
-    def broadcast(self, x: Vector, state: State) -> Mapping[str, Vector]:
-        return {"c": state["c"]}
-
-    def local_rule(self) -> SketchRule:
-        return SketchRule()
-
-    def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
-        share = np.float32(len(cohort.clients) / cohort.population)
-        return x + np.float32(self.eta) * mean["delta"], {"c": state["c"] + share * mean["dc"]}
-
 
 A = (1.0, 4.0, 2.0, 0.5, 3.0)
 B = (0.0, 1.0, -1.0, 2.0, 0.4)
@@ -94,19 +47,19 @@ def test_the_published_check_values() -> None:
     """f = a/2 (x - b)^2, a = (1, 4), b = (0, 1), lr = 0.1, K = 5: iterates worked out in float64."""
     two = [NumpyClient(f"s{i}", Quadratic((1, 4)[i], i), [0.0], lr=0.1, steps=5) for i in (0, 1)]
     for rounds, value in ((1, 0.46112), (2, 0.697709144), (3, 0.7853054088)):
-        found = Federation(clients=two, strategy=ScaffoldSketch()).run(rounds, Local()).model
+        found = Federation(clients=two, strategy=Scaffold()).run(rounds, Local()).model
         assert found is not None
         assert found[0] == pytest.approx(value, abs=1e-6)
 
 
 def test_it_reaches_the_optimum_where_fedavg_does_not() -> None:
-    assert train(150, ScaffoldSketch()) == pytest.approx([OPTIMUM] * 2, abs=2e-6)
-    for strategy in (FedAvg(), FedAvg(weights="uniform")):
+    assert train(150, Scaffold()) == pytest.approx([OPTIMUM] * 2, abs=2e-6)
+    for strategy in (FedAvg(), FedAvg(reducer=Mean("uniform"))):
         assert np.abs(train(150, strategy) - OPTIMUM).min() > 0.05
 
 
 def test_it_reaches_the_optimum_with_two_of_five_a_round() -> None:
-    assert train(600, ScaffoldSketch(), per_round=2) == pytest.approx([OPTIMUM] * 2, abs=1e-5)
+    assert train(600, Scaffold(), per_round=2) == pytest.approx([OPTIMUM] * 2, abs=1e-5)
 
 
 @pytest.mark.parametrize("per_round", [None, 1, 2, 4])
@@ -124,7 +77,7 @@ def test_c_is_the_mean_of_all_c_i_after_every_round(tmp_path: Path, per_round: i
         if event.round > 8:
             assert np.abs(now.state["c"]).max() < np.abs(kept).max()  # it is not merely all zeros
 
-    fed = Federation(clients=hosted, strategy=ScaffoldSketch(), per_round=per_round, evaluate="off")
+    fed = Federation(clients=hosted, strategy=Scaffold(), per_round=per_round, evaluate="off")
     fed.run(12, Local(), tmp_path, check)
     assert checked == list(range(13))
 
@@ -140,7 +93,7 @@ def losing(lost: Mapping[int, str]) -> Scripted:
 
 def test_lost_updates_do_not_move_the_limit() -> None:
     backend = losing({r: f"s{r % 5}" for r in range(1, 30, 2)})
-    fed = Federation(clients=clients(), strategy=ScaffoldSketch(), evaluate="off")
+    fed = Federation(clients=clients(), strategy=Scaffold(), evaluate="off")
     history = fed.run(180, backend)
     assert history.model == pytest.approx([OPTIMUM] * 2, abs=2e-6)
     assert len(history.failures) == 15
@@ -151,7 +104,7 @@ def states_on_disk(folder: Path) -> dict[str, bytes]:
 
 
 def fed(**settings: Any) -> Federation:
-    return Federation(clients=clients(), strategy=ScaffoldSketch(), **({"per_round": 3} | settings))
+    return Federation(clients=clients(), strategy=Scaffold(), **({"per_round": 3} | settings))
 
 
 @pytest.mark.parametrize("stops", [(1,), (4,), (1, 2, 3, 5)])
@@ -208,21 +161,21 @@ def test_a_site_that_lost_its_state_says_so_instead_of_spoiling_the_limit(tmp_pa
 
 
 def test_the_gate_knows_the_second_vector() -> None:
-    assert uploads(ScaffoldSketch(), 7) == {"dc": 7}
+    assert uploads(Scaffold(), 7) == {"dc": 7}
 
     def without_dc(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
         if name == "s0" and isinstance(reply, Update):
             reply = Update(name, reply.round, {"delta": reply.vectors["delta"]}, 1, {}, reply.run)
         yield reply
 
-    history = Federation(clients=clients(), strategy=ScaffoldSketch()).run(1, Scripted(without_dc))
+    history = Federation(clients=clients(), strategy=Scaffold()).run(1, Scripted(without_dc))
     assert [(f.client, f.reason) for f in history.failures] == [("s0", "keys")]
 
 
 def test_a_site_that_did_no_work_keeps_its_control(tmp_path: Path) -> None:
     """Weight 0: no delta, no dc, and what the site kept of that round is dropped."""
     idle = clients(weights=(90, 0, 20, 3, 50))
-    history: History = Federation(clients=idle, strategy=ScaffoldSketch()).run(4, Local(), tmp_path)
+    history: History = Federation(clients=idle, strategy=Scaffold()).run(4, Local(), tmp_path)
     now = checkpoints.load(tmp_path / "checkpoint")
     assert "s1" not in now.accepted
     others = [unpack_state(c.state())["c_i"] for c in idle if c.name != "s1"]
