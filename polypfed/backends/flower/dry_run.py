@@ -20,7 +20,8 @@ from polypfed.clients.site import Site
 from polypfed.core.errors import BackendError, ConfigError
 from polypfed.core.gate import norm_of
 from polypfed.core.messages import Failure, Reply, Task, Update
-from polypfed.strategies.base import Registry, Strategy
+from polypfed.strategies.base import Strategy
+from polypfed.strategies.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from polypfed.clients.base import Client
 from polypfed.core.errors import BackendError, ConfigError
 from polypfed.core.messages import Reply, Task, one_line
 from polypfed.core.settings import positive, whole
-from polypfed.strategies.base import Registry
+from polypfed.strategies.registry import Registry
 
 _START = 120.0  # seconds until the engine must be up
 _STOP = 60.0

@@ -9,9 +9,6 @@ from polypfed import Federation, NumpyClient, Task
 from polypfed.clients.base import agreed
 from polypfed.strategies import Registry
 from tests.problems import Odd, sites
-from tests.strategies.test_scaffold_sketch import ScaffoldSketch
-
-assert ScaffoldSketch  # a strategy that is no part of the package, known by being imported
 
 
 def clients(names: list[str]) -> list[NumpyClient]:

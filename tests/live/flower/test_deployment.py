@@ -21,7 +21,7 @@ NAMES = ["a", "b", "c"]
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    found = Deployment(tmp_path_factory.mktemp("flower"), NAMES, strategy="scaffoldsketch", rounds=2)
+    found = Deployment(tmp_path_factory.mktemp("flower"), NAMES, strategy="scaffold", rounds=2)
     try:
         found.start_all()
         yield found
@@ -40,7 +40,7 @@ def test_the_bits_of_local_with_state_at_the_sites(deployment: Deployment) -> No
     assert deployment.run() == {
         "status": "completed",
         "rounds": 2,
-        "sha256": local("scaffoldsketch", 2),
+        "sha256": local("scaffold", 2),
         "code": 0,
     }
     assert not deployment.failures()
@@ -48,12 +48,12 @@ def test_the_bits_of_local_with_state_at_the_sites(deployment: Deployment) -> No
 
 
 def test_flwr_run_as_a_flower_user_does_it(deployment: Deployment) -> None:
-    deployment.edit("server/server.toml", '"scaffoldsketch"', '"fedavg"')
+    deployment.edit("server/server.toml", '"scaffold"', '"fedadam"')
     deployment.edit("server/server.toml", 'directory = "run"', 'directory = "second"')
     deployment.edit("server/server.toml", "rounds = 2", "rounds = 1")
     done = deploy.flwr(deployment.server, "run", str(deployment.server / "app"), "deploy", "--stream")
     assert done.returncode == 0
-    assert f"the run is complete: model {local('fedavg', 1)}" in done.stdout
+    assert f"the run is complete: model {local('fedadam', 1)}" in done.stdout
 
 
 def test_a_node_under_another_name_is_refused_and_the_others_go_on(deployment: Deployment) -> None:

@@ -45,7 +45,7 @@ def settings(rounds: int, quorum: int, strategy: str, **acts: tuple[str, int]) -
 
 @pytest.mark.parametrize(
     "deployment",
-    [settings(3, 3, "scaffoldsketch", a=("die", 1), b=("hang", 1), c=("pause", 2))],
+    [settings(3, 3, "scaffold", a=("die", 1), b=("hang", 1), c=("pause", 2))],
     indirect=True,
     ids=[""],
 )
@@ -65,7 +65,7 @@ def test_worker_and_superlink_are_lost_and_no_bit_is(deployment: Deployment) -> 
     said = deployment.log("server", "run.sh")
     assert "round 1: too few updates" in said
     assert "resuming the run" in said
-    assert f"model {local('scaffoldsketch', 3)}" in said
+    assert f"model {local('scaffold', 3)}" in said
     assert deployment.accepted() == {1: 3, 2: 3, 3: 3}
 
 

@@ -14,9 +14,9 @@ import pytest
 from polypfed import Federation, Task
 from polypfed.backends import Flower, Host, Local
 from polypfed.core.errors import ConfigError
-from polypfed.strategies import FedAvg
+from polypfed.strategies import FedAdam, FedAvg, Scaffold
 from tests.problems import Odd, bits, divide, exit_hard, scores, sites, sleep_long
-from tests.strategies.test_scaffold_sketch import ScaffoldSketch, states_on_disk
+from tests.strategies.test_scaffold_run import states_on_disk
 
 pytestmark = [
     pytest.mark.live,
@@ -42,7 +42,7 @@ def test_settings_are_checked(wrong: dict[str, Any]) -> None:
         Flower(**wrong)
 
 
-@pytest.mark.parametrize("strategy", [FedAvg(), ScaffoldSketch(eta=0.7)], ids=["fedavg", "scaffold"])
+@pytest.mark.parametrize("strategy", [FedAvg(), FedAdam(), Scaffold(eta=0.7)], ids=["fedavg", "fedadam", "scaffold"])
 def test_the_bits_of_local(tmp_path: Path, flower: Flower, strategy: Any) -> None:
     fed = Federation(clients=sites(5), strategy=strategy, per_round=3, evaluate="matrix", quorum=3)
     there = fed.run(4, flower, tmp_path / "there")
