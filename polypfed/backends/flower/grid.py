@@ -4,14 +4,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from polypfed.backends.flower.records import arrays, pack_task, unpack_reply
 from polypfed.core.errors import MessageError
 from polypfed.core.messages import Failure, Reply, Task, one_line
+from polypfed.core.model import Vector
 
 log = logging.getLogger(__name__)
 _KINDS = {"fit": "train", "evaluate": "evaluate"}
@@ -20,6 +21,35 @@ _SLACK = 5.0  # seconds for which a message outlives its deadline, so that it en
 _REASONS = {1: "client", 2: "crashed", 3: "lost", 4: "lost", 5: "absent", 6: "client", 7: "client", 8: "lost"}
 
 Nodes = Callable[[], Mapping[str, int]]
+
+
+class Codec(Protocol):
+    """How a task and its reply look as Flower's records."""
+
+    def arrays(self, vectors: Mapping[str, Vector]) -> ArrayRecord:
+        """What sites that get equal vectors share."""
+
+    def pack(self, task: Task, site: str, deadline: float, carried: ArrayRecord) -> RecordDict:
+        """A message for `site`."""
+
+    def unpack(self, content: RecordDict, site: str, task: Task) -> Reply:
+        """What `site` answered; a Failure if it is no answer."""
+
+
+class Native:
+    """Our own sites: see `records`."""
+
+    def arrays(self, vectors: Mapping[str, Vector]) -> ArrayRecord:
+        """One flat array per vector."""
+        return arrays(vectors)
+
+    def pack(self, task: Task, site: str, deadline: float, carried: ArrayRecord) -> RecordDict:
+        """See `pack_task`."""
+        return pack_task(task, site, deadline, carried)
+
+    def unpack(self, content: RecordDict, site: str, task: Task) -> Reply:
+        """See `unpack_reply`."""
+        return unpack_reply(content, site, task)
 
 
 class OverGrid:
@@ -31,6 +61,7 @@ class OverGrid:
         nodes: which node serves which site now; a site without a node is absent.
         poll: seconds between two looks for replies.
         unseen: message id -> True if its node certainly never began it, so that it may be sent again.
+        codec: how messages look; our own sites' way, or that of a ClientApp that knows nothing of polypfed.
     """
 
     def __init__(
@@ -40,8 +71,9 @@ class OverGrid:
         nodes: Nodes,
         poll: float = 0.2,
         unseen: Callable[[str], bool] = lambda message: False,
+        codec: Codec | None = None,
     ) -> None:
-        self.grid, self.poll = grid, poll
+        self.grid, self.poll, self.codec = grid, poll, codec or Native()
         self._sites, self._nodes, self._unseen = sorted(sites), nodes, unseen
 
     @property
@@ -84,13 +116,13 @@ class OverGrid:
         messages: list[tuple[str, Message]] = []
         for name, task in tasks.items():
             if id(task.vectors) not in encoded:
-                encoded[id(task.vectors)] = arrays(task.vectors)
+                encoded[id(task.vectors)] = self.codec.arrays(task.vectors)
             messages.append((name, self._message(name, task, nodes[name], deadline, encoded[id(task.vectors)])))
         taken = set(self.grid.push_messages([message for _, message in messages]))
         return {m.metadata.message_id: name for name, m in messages if m.metadata.message_id in taken}
 
     def _message(self, name: str, task: Task, node: int, deadline: float, carried: ArrayRecord) -> Message:
-        content, kind = pack_task(task, name, deadline, carried), _KINDS[task.kind]
+        content, kind = self.codec.pack(task, name, deadline, carried), _KINDS[task.kind]
         return Message(content, node, kind, group_id=str(task.round), ttl=deadline + _SLACK)
 
     def _read(self, name: str, task: Task, message: Message) -> Reply:
@@ -98,7 +130,7 @@ class OverGrid:
             reason = _REASONS.get(message.error.code, "lost")
             return _failure(name, task, reason, one_line(message.error.reason))
         try:
-            reply = unpack_reply(message.content, name, task)
+            reply = self.codec.unpack(message.content, name, task)
         except (MessageError, ValueError, TypeError, KeyError) as error:
             return _failure(name, task, "header", one_line(error))
         if isinstance(reply, Failure):
