@@ -1,6 +1,8 @@
 """A SuperLink with TLS and node authentication, and three SuperNodes, all real, on the loopback interface."""
 
 import hashlib
+import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,7 +15,8 @@ from polypfed.backends import Local
 from polypfed.backends.flower import deploy
 from polypfed.backends.flower.certificates import Authority, pem, private_pem, site_keys
 from tests.live.flower import study
-from tests.live.flower.processes import Deployment, free_ports, until
+from tests.live.flower.conftest import interfaces
+from tests.live.flower.processes import Deployment, command, free_ports, until
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(240)]
 NAMES = ["a", "b", "c"]
@@ -45,6 +48,19 @@ def test_the_bits_of_local_with_state_at_the_sites(deployment: Deployment) -> No
     }
     assert not deployment.failures()
     assert all(any((deployment.folder / "sites" / n).glob("state/sites/*/state/*")) for n in NAMES)
+
+
+def test_all_that_had_no_network(deployment: Deployment, offline: bool) -> None:
+    """The SuperLink, the SuperNodes and their workers live in a namespace that has loopback and nothing else."""
+    if not offline:
+        pytest.skip("this system forbids network namespaces")
+    own = os.readlink("/proc/thread-self/ns/net")
+    pids = [pid for what in deployment.running for pid in deployment.processes(what)]
+    assert len(pids) > 8
+    assert {os.readlink(f"/proc/{pid}/ns/net") for pid in pids if command(pid)} == {own}
+    assert interfaces() == ["lo"]
+    with pytest.raises(OSError, match="unreachable"):
+        socket.create_connection(("192.0.2.1", 443), timeout=5)
 
 
 def test_flwr_run_as_a_flower_user_does_it(deployment: Deployment) -> None:

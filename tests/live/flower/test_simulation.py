@@ -70,8 +70,8 @@ def test_misbehaviour_costs_a_site_its_round_and_nobody_else(flower: Flower) -> 
 
     assert set(ask(0, 60.0).values()) == {""}  # the actors have started
     begun = monotonic()
-    assert ask(1, 4.0) == {"site-00": "lost", "site-01": "deadline", "site-02": "crashed", "site-03": ""}
-    assert 3.9 < monotonic() - begun < 8
+    assert ask(1, 15.0) == {"site-00": "lost", "site-01": "deadline", "site-02": "crashed", "site-03": ""}
+    assert 14.9 < monotonic() - begun < 25
     assert set(ask(2, 60.0).values()) == {""}
 
 
@@ -82,7 +82,7 @@ def test_closing_ends_an_actor_that_is_still_busy(flower: Flower, tmp_path: Path
     begun = monotonic()
     assert next(replies).reason == "deadline"  # type: ignore[union-attr]
     flower.close()
-    assert monotonic() - begun < 30
+    assert monotonic() - begun < 50  # the client would sleep for a minute
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), signal.SIG_DFL)
 
