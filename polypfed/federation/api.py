@@ -12,7 +12,7 @@ from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.settings import positive, site_names, whole
 from polypfed.federation.engine import Engine
 from polypfed.federation.protocol import Backend, Listener
-from polypfed.strategies.base import Strategy
+from polypfed.strategies.base import Strategy, nested
 from polypfed.strategies.fedavg import FedAvg
 from polypfed.strategies.keepbest import KeepBest
 from polypfed.strategies.registry import Registry
@@ -64,7 +64,7 @@ class Federation:
         if self.evaluate not in ("global", "matrix", "off"):
             raise ConfigError(f"{self.evaluate!r} is not one of global, matrix, off", where="evaluate")
         Registry.check(self.strategy)
-        if self.evaluate == "off" and isinstance(self.strategy, KeepBest):
+        if self.evaluate == "off" and any(isinstance(s, KeepBest) for s in nested(self.strategy)):
             raise ConfigError("KeepBest decides by evaluation", where="evaluate", remedy='Use "global" or "matrix"')
 
     def run(

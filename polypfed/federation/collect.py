@@ -32,6 +32,7 @@ class Collected:
         self.number, self._boundary = number, boundary
         self.queue = InOrder(engine.fed.strategy.reducer.start(lengths), names, spool)
         self.accepted: dict[str, int] = {}
+        self.rounds: dict[str, int] = {}  # the round of each accepted update's task, by which its site keeps state
         self.metrics: dict[str, dict[str, float]] = {}
         self.local_models: dict[str, Vector] = {}
         self.failed = self.down = self.up = 0
@@ -47,7 +48,7 @@ class Collected:
         parts = {**update.vectors, "delta": delta[: self._boundary], BUFFERS: delta[self._boundary :]}
         if discount != 1.0:
             parts = {name: np.float32(discount) * vector for name, vector in parts.items()}
-        self.accepted[update.client] = update.weight
+        self.accepted[update.client], self.rounds[update.client] = update.weight, update.round
         self.metrics[update.client] = {**update.metrics, "weight": update.weight}
         self.up += nbytes(update.vectors)
         self.queue.add(replace(update, vectors=parts))

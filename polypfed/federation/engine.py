@@ -26,8 +26,9 @@ from polypfed.core.settings import site_names, whole
 from polypfed.federation.collect import Collected, collect, config_for, record
 from polypfed.federation.flight import fill
 from polypfed.federation.protocol import Backend, Event, Host, Listener
-from polypfed.strategies.base import Cohort, Scores, rehearse, uploads
+from polypfed.strategies.base import Cohort, Scores, nested, rehearse, uploads
 from polypfed.strategies.fedbuff import FedBuff
+from polypfed.strategies.keepbest import KeepBest
 from polypfed.strategies.registry import Registry
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ class Engine:
         if self.folder:
             self.folder.begin({"run": run, "settings": self.now.settings, "machine": machine()})
         self._evaluate({})
+        for strategy in nested(self.fed.strategy):
+            if isinstance(strategy, KeepBest):
+                strategy.check_scores(_scores(self.now))
         self._commit()
 
     def restore(self) -> None:
@@ -188,7 +192,7 @@ class Engine:
         if math.isnan(norm_of(x)):
             raise LayoutError("the new model is not finite", where="strategy", remedy="Lower its learning rate")
         now.x, now.state = fixed(x), state
-        now.accepted = now.accepted | dict.fromkeys(working, number)
+        now.accepted = now.accepted | {name: got.rounds[name] for name in working}
 
     def _roll_back(self, before: Checkpoint) -> None:
         """The model, the strategy's state, and by `accepted` what the sites kept, are again as before the round.
@@ -204,6 +208,7 @@ class Engine:
 
     def _evaluate(self, local_models: Mapping[str, Vector]) -> None:
         """The global model, and under "matrix" every local one, on every site's validation set."""
+        self._evaluated = len(self.history.rows)  # where the rows of the latest evaluation begin
         if self.fed.evaluate == "off":
             return
         now, scores = self.now, dict[str, Evaluation]()
@@ -213,7 +218,6 @@ class Engine:
         for reply in self.backend.exchange(tasks, self.fed.deadline):
             self.tell(Event("evaluate", now.round, reply.client, self._score(reply, scores)))
         now.scores = {n: [dict(sorted(e.metrics.items())), e.weight] for n, e in sorted(scores.items())}
-        self._evaluated = len(self.history.rows)  # where the rows of the latest evaluation begin
         self.history.rows += _score_rows(now.round, _scores(now))
         self._keep_best()
 
