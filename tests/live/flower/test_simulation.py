@@ -15,6 +15,7 @@ from polypfed import Federation, Task
 from polypfed.backends import Flower, Host, Local
 from polypfed.core.errors import ConfigError
 from polypfed.strategies import FedAdam, FedAvg, Scaffold
+from polypfed.testing import check_backend
 from tests.problems import Odd, bits, divide, exit_hard, scores, sites, sleep_long
 from tests.strategies.test_scaffold_run import states_on_disk
 
@@ -104,3 +105,9 @@ def test_clients_that_cannot_be_sent_are_refused_with_a_remedy(flower: Flower) -
     flower.host(clients, None)
     with pytest.raises(ConfigError, match=r"^backend: the clients cannot be sent to an actor .* first used$"):
         list(flower.exchange({"site-00": Task(1, "fit", {}, {})}, 1.0))
+
+
+@pytest.mark.skipif("POLYPFED_LONG" not in os.environ, reason="four starts of Ray; set POLYPFED_LONG")
+def test_the_contract_of_a_backend() -> None:
+    check_backend(lambda: Flower(workers=2))
+    gc.collect()
