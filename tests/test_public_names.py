@@ -47,7 +47,7 @@ NAMES = {
         "select",
         "strategies",
     ],
-    backends: ["Backend", "Host", "Local"],
+    backends: ["Backend", "Flower", "Host", "Local"],
     clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient", "Vectorised"],
     testing: [
         "ContractError",

@@ -2,9 +2,7 @@ import json
 import subprocess
 import sys
 
-MODULES = (
-    "disclosure frames he intake keys ledger masked masks pipeline quantise roster seal secagg".split()
-)
+MODULES = "disclosure frames he intake keys ledger masked masks pipeline quantise roster seal secagg".split()
 
 
 def test_importing_every_block_loads_nothing_heavy():
