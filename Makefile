@@ -1,6 +1,6 @@
 # Needs make and Python 3.11. `make demo` goes from a fresh clone to a report; a second call reuses what is there.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-EXTRAS ?= yolo,report,dev
+EXTRAS ?= all,dev
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -55,7 +55,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in rounds kernels strategies privacy fit_cost synth; do \
+	    echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,13 +7,13 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
+from polypfed.core.axpy import BLOCK, axpy
 from polypfed.core.errors import ConfigError
 from polypfed.core.files import write_atomic
 from polypfed.core.messages import Update, decode, encode
 from polypfed.core.model import Vector, nbytes
 from polypfed.core.settings import positive
 
-BLOCK = 1 << 17  # values that stay in the cache between a multiplication and its addition
 NAMES = 32  # names whose updates are summed before the sum joins the total
 
 Needs = Literal["sum", "updates"]
@@ -115,7 +115,6 @@ class _MeanSum:
         self._dtype = np.dtype(rule.dtype)
         self._sums: dict[str, np.ndarray] | None = None  # of the block of names under way
         self._totals: dict[str, np.ndarray] | None = None  # of the blocks before it
-        self._scratch = np.empty(min(BLOCK, max(lengths.values(), default=0)), self._dtype)
         self._weight = self._examples = 0.0
         self._block = 0
 
@@ -134,19 +133,7 @@ class _MeanSum:
         if self._sums is None:
             self._sums = {name: np.empty(length, self._dtype) for name, length in self._lengths.items()}
         for name, total in self._sums.items():
-            self._add(total, update.vectors[name], factors.get(name, weight), first)
-
-    def _add(self, total: np.ndarray, vector: Vector, weight: float, first: bool) -> None:
-        scale = self._dtype.type(weight)
-        for start in range(0, vector.size, BLOCK):
-            piece, part = vector[start : start + BLOCK], total[start : start + BLOCK]
-            product = self._scratch[: piece.size]
-            if piece.dtype != product.dtype:  # widening first is a third faster than a mixed multiplication
-                np.copyto(product, piece)
-                piece = product
-            if weight != 1:  # the same bits, half the work for uniform weights in float32
-                piece = np.multiply(piece, scale, out=product)
-            np.add(self._dtype.type(0) if first else part, piece, out=part)
+            axpy(total, update.vectors[name], factors.get(name, weight), first)
 
     def _close_block(self) -> None:
         if self._totals is None:
