@@ -1,4 +1,6 @@
-"""Flower's simulation engine. Configurations: default, and best: a cluster of one core and one actor, no extras."""
+"""Flower's simulation engine. Configurations: default, with a client as in its tutorials; best, with one core, one
+actor, no dashboard, and a model that the actor keeps from message to message.
+"""
 
 from typing import Any
 
@@ -29,6 +31,7 @@ class Marked(FedAvg):
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message, client in zip(messages, self.job.cohort(server_round), strict=True):
             told = ConfigRecord({"case": self.job.model, "client": client, "server-round": server_round})
+            told["keep"] = self.job.configuration == "best"
             message.content = RecordDict({"arrays": arrays, "config": told})
         return messages
 
@@ -44,6 +47,8 @@ def client_app() -> ClientApp:
     @app.train()
     def fit(message: Message, context: Context) -> Message:
         config = message.content["config"]
+        if not config["keep"]:
+            resident.cache_clear()  # as in the engine's tutorials: a new model for every message
         module = resident(config["case"])
         module.load_state_dict(message.content["arrays"].to_torch_state_dict())
         examples = train(config["case"], config["server-round"], config["client"])

@@ -22,7 +22,9 @@ FORMS = {
 }
 GOALS = (
     # model, clients, engine, configuration, what, at least so many times ours
+    ("cnn", 100, "flower", "default", "cpu_ms", 2.5),
     ("cnn", 100, "flower", "best", "cpu_ms", 2.5),
+    ("big", 100, "flower", "default", "cpu_ms", 7.0),
     ("big", 100, "flower", "best", "cpu_ms", 7.0),
     ("cnn", 100, "pfl", "default", "cpu_ms", 1.0),
     ("big", 100, "pfl", "default", "cpu_ms", 1.0),

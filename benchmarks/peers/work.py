@@ -78,22 +78,26 @@ def train(case: str, number: int, client: int) -> int:
     return len(data(case)[client][0])
 
 
-def cpu_seconds() -> float:
-    """Of this process, and of all started with its folder in their environment, ended children included."""
-    own, folder = os.times(), os.environ[FOLDER]
-    total = sum(own[:4])  # read first: looking at the others costs time too
+def cpu_seconds() -> tuple[float, float]:
+    """Of this process and of all started with its folder in their environment, ended children included.
+
+    Then what it took to find out, which counts for nobody.
+    """
+    folder = os.environ[FOLDER]
+    total = begun = sum(os.times()[:4])
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(FOLDER) == folder:
                 total += sum(process.cpu_times()[:4])
         except psutil.Error:
             pass
-    return total
+    return total, sum(os.times()[:4]) - begun
 
 
 def mark(event: str, number: int = 0, tree: bool = False) -> None:
     """Note the time; with `tree` the CPU seconds of the whole tree too."""
-    row = {"event": event, "round": number, "at": time.monotonic(), "cpu": cpu_seconds() if tree else None}
+    at = time.monotonic()
+    row = {"event": event, "round": number, "at": at, "cpu": cpu_seconds() if tree else None}
     with open(Path(os.environ[FOLDER]) / "marks.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 

@@ -48,9 +48,13 @@ def agreed(clients: Sequence[Client]) -> tuple[ModelSpec, Vector]:
         ConfigError: two proposals differ, or there is none.
     """
     first: tuple[ModelSpec, Vector] | None = None
+    asked = set[int]()
     for client in clients:
-        if not isinstance(client, HasInitial):
+        resident = getattr(client, "resident", None)  # a model that several clients share is asked once
+        if not isinstance(client, HasInitial) or id(resident) in asked:
             continue
+        if resident is not None:
+            asked.add(id(resident))
         spec, x = client.initial()
         if first is None:
             first = spec, x.copy()

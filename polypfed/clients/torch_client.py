@@ -83,6 +83,11 @@ class TorchClient:
         self._train = _tensors(self.data, f"{self.name}: data")
         self._check = None if self.validation is None else _tensors(self.validation, f"{self.name}: validation")
 
+    @property
+    def resident(self) -> FlatModel:
+        """The model in this process: one object for all clients of the module."""
+        return self._flat
+
     def initial(self) -> tuple[ModelSpec, Vector]:
         """The layout, and the weights the module had before any site trained on it."""
         return self._flat.spec, self._flat.first()

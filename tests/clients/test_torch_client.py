@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from polypfed.clients import TorchClient, training
+from polypfed.clients.base import agreed
 from polypfed.clients.flat import FlatModel
 from polypfed.clients.isolation import isolated
 from polypfed.clients.training import TrainingError, split
@@ -184,6 +185,18 @@ def test_same_task_same_bits_whoever_trained_before():
     assert (a.fit(task(x)).vectors["delta"] == first).all()
     assert (client("a").fit(task(x)).vectors["delta"] == first).all()  # and a fresh module, as in another process
     assert (a.fit(task(x, seed=8)).vectors["delta"] != first).any()
+
+
+def test_a_shared_model_is_asked_once_and_others_must_agree(monkeypatch):
+    net, asked = network(), []
+    initial = TorchClient.initial
+    monkeypatch.setattr(TorchClient, "initial", lambda self: asked.append(self.name) or initial(self))
+    sites = [client("a", module=net), client("b", module=net), client("c")]
+    _, x = agreed(sites)
+    assert asked == ["a", "c"]
+    assert (x == initial(sites[0])[1]).all()
+    with pytest.raises(ConfigError, match="d: proposes another model"):
+        agreed([*sites, client("d", module=network(1)), client("e", module=net)])
 
 
 def test_clients_of_one_module_share_it_and_travel_together():
