@@ -9,7 +9,8 @@ PolypfedError
 |-- Refused             the gate refused an update; `.reason` is one of `gate.REASONS`
 |-- StateError          a site's kept state does not match what the server remembers
 |-- QuorumError         a round ended with too few accepted updates; the run can be resumed
-`-- CheckpointError     a checkpoint is missing, damaged or belongs to another run
+|-- CheckpointError     a checkpoint is missing, damaged or belongs to another run
+`-- BackendError        the engine that carries messages does not start, or was lost; the run can be resumed
 """
 
 
@@ -61,6 +62,10 @@ class QuorumError(PolypfedError):
 
 class CheckpointError(PolypfedError):
     """A checkpoint is missing, damaged or belongs to another run."""
+
+
+class BackendError(PolypfedError):
+    """The engine that carries messages does not start, or was lost under way; the run can be resumed."""
 
 
 class Refused(PolypfedError):

@@ -1,0 +1,147 @@
+"""`site.toml` and `server.toml`: what each end of a deployment says of itself, whatever engine carries the rounds.
+
+A site's file names the function that makes its client; the server's names the one that makes its federation. Both
+are the owner's own settings: nothing that comes over the wire can name code.
+"""
+
+import importlib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polypfed.clients.base import Client
+from polypfed.core.errors import ConfigError
+from polypfed.core.messages import Evaluation, Task, Update
+from polypfed.core.settings import site_names
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """One site.
+
+    Attributes:
+        path: the file itself; relative paths in it are relative to its folder.
+        name: the site.
+        client: "module:function", called as `function(name, base, **settings)`, returns a Client.
+        state: folder of what the client keeps between rounds.
+        settings: of the client.
+        engine: the table named after the engine, such as [flower].
+    """
+
+    path: Path
+    name: str
+    client: str
+    state: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: str | Path, engine: str = "flower") -> "SiteFile":
+        """Read and check the file.
+
+        Raises:
+            ConfigError: it cannot be read, or a setting is missing, unknown or of the wrong type.
+        """
+        path = Path(path).absolute()
+        table = read(
+            path, {"name": str, "client": str, "state": str, "settings": dict, engine: dict}, ("name", "client")
+        )
+        site_names([table["name"]])
+        state = path.parent / table.get("state", "state")
+        return cls(path, table["name"], table["client"], state, table.get("settings", {}), table.get(engine, {}))
+
+    def place(self, key: str) -> Path:
+        """The path that the engine's table gives under `key`.
+
+        Raises:
+            ConfigError: it gives none, or the file does not exist.
+        """
+        value = self.engine.get(key)
+        if not isinstance(value, str):
+            raise ConfigError(f"{key} is missing", where=self.path)
+        found = self.path.parent / value
+        if not found.exists():
+            raise ConfigError(f"{key}: {found} does not exist", where=self.path)
+        return found
+
+    def open(self) -> Client:
+        """The client.
+
+        Raises:
+            ConfigError: it cannot be made from these settings.
+        """
+        client = call(self.client, self.path, self.name, self.path.parent, **self.settings)
+        if not isinstance(client, Client) or client.name != self.name:
+            raise ConfigError(f"{self.client} gave no client called {self.name!r}", where=self.path)
+        return client
+
+
+class Later:
+    """A site's client that is made where and when it is first used, so that only that process loads what it needs."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        self._client: Client | None = None
+
+    def _open(self) -> Client:
+        if self._client is None:
+            self._client = SiteFile.load(self.path).open()
+        return self._client
+
+    def fit(self, task: Task) -> Update:
+        """See Client."""
+        return self._open().fit(task)
+
+    def evaluate(self, task: Task) -> Evaluation:
+        """See Client."""
+        return self._open().evaluate(task)
+
+    def state(self) -> bytes:
+        """See Client."""
+        return self._open().state()
+
+    def restore(self, state: bytes) -> None:
+        """See Client."""
+        self._open().restore(state)
+
+
+def read(path: Path, known: Mapping[str, type], needed: tuple[str, ...]) -> dict[str, Any]:
+    """The file's settings, each of its known type.
+
+    Raises:
+        ConfigError: naming the file and the setting.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"cannot be read ({reason})", where=path) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"is not TOML: {error}", where=path) from None
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"{key}: there is no such setting", where=path, remedy=f"It has: {', '.join(known)}")
+        if type(value) is not known[key]:
+            raise ConfigError(f"{key}: {value!r} is not of type {known[key].__name__}", where=path)
+    if missing := [key for key in needed if key not in table]:
+        raise ConfigError(f"{missing[0]} is missing", where=path)
+    return table
+
+
+def call(name: str, where: object, /, *args: Any, **settings: Any) -> Any:
+    """Call "module:function".
+
+    Raises:
+        ConfigError: there is none, or it does not take these settings.
+    """
+    module, _, function = name.partition(":")
+    try:
+        made: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name!r} cannot be imported ({error})", where=where) from None
+    try:
+        return made(*args, **settings)
+    except TypeError as error:
+        raise ConfigError(f"{name} does not take the settings given ({error})", where=where) from error

@@ -1,0 +1,163 @@
+"""NVFlare's simulator for real: its server and site processes, and clients that misbehave behind them."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polypfed import Federation, Task, Update
+from polypfed.backends import Host, Local
+from polypfed.backends.nvflare import NVFlare
+from polypfed.backends.nvflare.simulation import family
+from polypfed.core.errors import ConfigError
+from polypfed.strategies import FedAdam, FedAvg, Scaffold
+from tests.problems import Odd, bits, divide, exit_hard, scores, sites, sleep_long
+
+pytestmark = pytest.mark.live
+PATIENT = 60.0
+FILTERS = "nvflare.app_common.filters"
+
+
+@pytest.fixture
+def nvflare(request: pytest.FixtureRequest) -> Iterator[NVFlare]:
+    backend = NVFlare(**getattr(request, "param", {"workers": 2}))
+    yield backend
+    processes = family(backend._running._process.pid) if backend._running and backend._running._process else []
+    backend.close()
+    sleep(0.5)
+    assert not [pid for pid in processes if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def task(number: int, kind: Any = "fit", **config: Any) -> Task:
+    return Task(number, kind, {"model": np.zeros(3, np.float32)}, {"run": "f00", **config})
+
+
+def ask(backend: NVFlare, number: int, deadline: float = PATIENT) -> dict[str, Any]:
+    replies = list(backend.exchange({n: task(number) for n in backend.clients}, deadline))
+    assert sorted(r.client for r in replies) == list(backend.clients)  # everyone is answered for, once
+    return {r.client: r for r in replies}
+
+
+def reasons(replies: dict[str, Any]) -> dict[str, str]:
+    return {n: getattr(r, "reason", "") for n, r in sorted(replies.items())}
+
+
+def states(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob("sites/*/state/*"))}
+
+
+def test_it_is_a_backend_that_hosts() -> None:
+    assert isinstance(NVFlare(), Host)
+
+
+@pytest.mark.parametrize("wrong", [{"threads": 0}, {"workers": 0}, {"threads": 1.5}, {"workers": True}])
+def test_settings_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        NVFlare(**wrong)
+
+
+def same_as_local(there: NVFlare, folder: Path, strategy: Any, count: int, rounds: int, **settings: Any) -> None:
+    def fed() -> Federation:
+        return Federation(clients=sites(count), strategy=strategy, quorum=2, **settings)
+
+    remote, here = fed().run(rounds, there, folder / "there"), fed().run(rounds, Local(), folder / "here")
+    assert not remote.failures
+    assert bits(remote) == bits(here)
+    assert scores(remote) == scores(here)
+    assert states(folder / "there") == states(folder / "here")
+
+
+@pytest.mark.parametrize("strategy", [FedAvg(), FedAdam(), Scaffold(eta=0.7)], ids=["fedavg", "fedadam", "scaffold"])
+def test_the_bits_of_local(tmp_path: Path, nvflare: NVFlare, strategy: Any) -> None:
+    same_as_local(nvflare, tmp_path, strategy, 3, 3, evaluate="matrix", per_round=2)
+
+
+@pytest.mark.parametrize("nvflare", [{"threads": 1}], indirect=True)
+def test_fewer_threads_than_sites_lose_nothing(tmp_path: Path, nvflare: NVFlare) -> None:
+    """A new site process for every task, as the simulator does it."""
+    same_as_local(nvflare, tmp_path, Scaffold(eta=0.7), 2, 2, evaluate="off")
+    assert len(states(tmp_path / "there")) >= 2
+
+
+def test_misbehaviour_costs_a_site_its_round_and_nobody_else(nvflare: NVFlare) -> None:
+    acts = {"site-00": exit_hard, "site-01": sleep_long, "site-02": divide}
+    nvflare.host([Odd(c, acts[c.name], when=(1,)) if c.name in acts else c for c in sites(4)], None)
+    assert set(reasons(ask(nvflare, 0)).values()) == {""}
+    begun = monotonic()
+    found = reasons(ask(nvflare, 1, 4.0))
+    assert found == {"site-00": "lost", "site-01": "deadline", "site-02": "crashed", "site-03": ""}
+    assert 3.9 < monotonic() - begun < 9
+    assert set(reasons(ask(nvflare, 2)).values()) == {""}
+
+
+def processes(backend: NVFlare, word: str) -> list[int]:
+    assert backend._running is not None
+    assert backend._running._process is not None
+    found = family(backend._running._process.pid)
+    return [pid for pid in found if word in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")]
+
+
+def test_a_killed_site_process_or_server_costs_a_round_and_no_more(nvflare: NVFlare) -> None:
+    nvflare.host(sites(2), None)
+    assert set(reasons(ask(nvflare, 0)).values()) == {""}
+    (pid,) = processes(nvflare, "--client site-01 ")
+    os.kill(pid, signal.SIGKILL)
+    begun = monotonic()
+    sleep(0.3)
+    again = reasons(ask(nvflare, 1))  # a new simulator, since the loss was seen before the exchange
+    assert set(again.values()) == {""}
+    (server,) = processes(nvflare, "nvflare.simulate")[:1]
+    os.kill(server, signal.SIGKILL)
+    sleep(0.3)
+    assert set(reasons(ask(nvflare, 2)).values()) == {""}
+    assert monotonic() - begun < 2 * PATIENT
+
+
+@pytest.mark.parametrize(
+    ("nvflare", "check"),
+    [
+        (
+            {"filters": [{"path": f"{FILTERS}.percentile_privacy.PercentilePrivacy", "args": {"gamma": 0.01}}]},
+            lambda delta, dc: 0 < np.abs(delta).max() <= 0.0101 and 0 < np.abs(dc).max() <= 0.0101,
+        ),
+        (
+            {"filters": [{"path": f"{FILTERS}.svt_privacy.SVTPrivacy", "args": {"fraction": 0.4, "replace": False}}]},
+            lambda delta, dc: np.count_nonzero(delta) == 2 and np.count_nonzero(dc) == 2,
+        ),
+        (
+            {"filters": [{"path": f"{FILTERS}.exclude_vars.ExcludeVars", "args": {"exclude_vars": ["x"]}}]},
+            lambda delta, dc: not delta.any() and not dc.any(),
+        ),
+    ],
+    indirect=["nvflare"],
+    ids=["percentile", "svt", "exclude-vars"],
+)
+def test_nvflares_privacy_filters_act_on_deltas_and_control_variates(nvflare: NVFlare, check: Any) -> None:
+    nvflare.host(sites(1), None)
+    vectors = {"model": np.zeros(3, np.float32), "c": np.zeros(3, np.float32)}
+    config = {"run": "f00", "strategy": {"name": "scaffold"}}
+    (reply,) = nvflare.exchange({"site-00": Task(1, "fit", vectors, config)}, PATIENT)
+    honest = next(iter(hosted(vectors, config)))
+    assert isinstance(reply, Update)
+    assert isinstance(honest, Update)
+    assert np.abs(honest.vectors["delta"]).min() > 0.02
+    assert set(reply.vectors) == {"delta", "dc"}
+    assert check(reply.vectors["delta"], reply.vectors["dc"])
+
+
+def hosted(vectors: Any, config: Any) -> Iterator[Any]:
+    local = Local()
+    local.host(sites(1), None)
+    yield from local.exchange({"site-00": Task(1, "fit", vectors, config)}, PATIENT)
