@@ -18,7 +18,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
-from polypfed.backends.nvflare.exchange import HOLD, WAIT
+from polypfed.backends.nvflare.exchange import HOLD, WAIT, in_simulator
 from polypfed.backends.nvflare.payload import Order, reply_to_shareable, task_from_shareable
 from polypfed.backends.nvflare.pool import Pool
 from polypfed.backends.site_file import SiteFile
@@ -66,7 +66,8 @@ class PolypExecutor(Executor):  # type: ignore[misc]  # nvflare has no types
     def _start(self, fl_ctx: FLContext) -> None:
         try:
             name = str(fl_ctx.get_identity_name())
-            self._work = Relayed(name, self.socket) if self.socket else Own(self._site(name, fl_ctx))
+            simulated = self.socket and in_simulator(fl_ctx)  # elsewhere no job may choose a socket
+            self._work = Relayed(name, self.socket) if simulated else Own(self._site(name, fl_ctx))
         except PolypfedError as error:  # the site goes on answering, and says what is wrong
             self._refused = str(error)
             log.error("%s", error)
