@@ -35,9 +35,9 @@ def session(kit: str | Path, patience: float = 60.0) -> Iterator[Any]:
         patience: seconds to wait for the server.
 
     Raises:
-        ConfigError: the folder is no administrator's kit. BackendError: the server does not answer.
+        ConfigError: the folder is no administrator's kit. BackendError: the server does not answer, or was lost.
     """
-    from nvflare.fuel.flare_api.api_spec import NoConnection
+    from nvflare.fuel.flare_api.api_spec import InternalError, NoConnection, SessionClosed
     from nvflare.fuel.flare_api.flare_api import new_secure_session
 
     kit, end = Path(kit).absolute(), monotonic() + patience
@@ -56,6 +56,9 @@ def session(kit: str | Path, patience: float = 60.0) -> Iterator[Any]:
             time.sleep(_AGAIN)
     try:
         yield opened
+    except (InternalError, NoConnection, SessionClosed) as error:
+        remedy = "Start it again, and run again: the run goes on after its last saved round"
+        raise BackendError(f"the server was lost ({error})", where=kit, remedy=remedy) from None
     finally:
         with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
             opened.close()

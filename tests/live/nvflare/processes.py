@@ -102,6 +102,9 @@ class Deployment:
 
     def start_all(self) -> None:
         self.start("localhost", *self.names)
+        self.wait_for_sites()
+
+    def wait_for_sites(self) -> None:
         found = self.ask(
             "import time\n"
             "for _ in range(200):\n"

@@ -7,7 +7,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -132,34 +132,6 @@ def test_a_sites_own_privacy_filter_acts_on_what_it_sends(deployment: Deployment
     assert got != here(1, strategy="fedavg", evaluate="off")
 
 
-def test_a_job_process_of_the_server_is_killed_and_the_run_resumed(deployment: Deployment) -> None:
-    """SIGKILL in the middle of a round: no completed round is lost, and the same bits come out."""
-    settings = deployment.kit("site-2") / "local" / "polypfed.toml"
-    before = settings.read_text()
-    settings.write_text(before + 'act = "pause"\nwhen = 2\n')
-    edit(deployment, strategy="scaffold")
-    began = deployment.kit("site-2") / "local" / "began"
-    killed: list[int] = []
-
-    def kill() -> None:
-        until(began.exists)
-        killed.extend(deployment.processes("localhost", "runner_process"))
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    try:
-        code, _, errors = deployment.command("run", str(deployment.admin), "--name", "killed")
-    finally:
-        thread.join()
-        settings.write_text(before)
-    assert len(killed) == 1
-    assert (code, "Traceback" in errors) == (1, False)
-    assert deployment.accepted("killed") == {1: 2}
-    assert deployment.conduct("killed")["sha256"] == here()
-
-
 def test_a_crash_and_a_hang_in_training_cost_a_round_each_and_the_job_goes_on(deployment: Deployment) -> None:
     files = {n: deployment.kit(n) / "local" / "polypfed.toml" for n in SITES}
     before = {n: path.read_text() for n, path in files.items()}
@@ -177,6 +149,88 @@ def test_a_crash_and_a_hang_in_training_cost_a_round_each_and_the_job_goes_on(de
     assert deployment.accepted("faulty") == {1: 2, 2: 1, 3: 1, 4: 2}
     failures = [(f["client"], f["round"], f["reason"]) for f in deployment.lines("failures.jsonl", "faulty")]
     assert failures == [("site-1", 2, "lost"), ("site-2", 3, "deadline")]
+
+
+def pausing(deployment: Deployment, name: str, when: int) -> str:
+    """Let the site's training pause in round `when`; its settings as they were."""
+    path = deployment.kit(name) / "local" / "polypfed.toml"
+    (path.parent / "began").unlink(missing_ok=True)
+    before = path.read_text()
+    path.write_text(before + f'act = "pause"\nwhen = {when}\n')
+    return before
+
+
+def during(deployment: Deployment, run: str, name: str, act: Callable[[], None]) -> tuple[int, str, str]:
+    """`polypfed nvflare run`, and `act` when the site called `name` trains in the round in which it pauses."""
+    answer: list[tuple[int, str, str]] = []
+    arguments = ("run", str(deployment.admin), "--name", run)
+    thread = threading.Thread(target=lambda: answer.append(deployment.command(*arguments)))
+    thread.start()
+    try:
+        until((deployment.kit(name) / "local" / "began").exists)
+        act()
+    finally:
+        thread.join()
+    return answer[0]
+
+
+def test_a_job_process_of_the_server_is_killed_and_the_run_resumed(deployment: Deployment) -> None:
+    """SIGKILL in the middle of a round: no completed round is lost, and the same bits come out."""
+    before = pausing(deployment, "site-2", 2)
+    edit(deployment, strategy="scaffold")
+
+    def kill() -> None:
+        (pid,) = deployment.processes("localhost", "runner_process")
+        os.kill(pid, signal.SIGKILL)
+
+    try:
+        code, _, errors = during(deployment, "killed", "site-2", kill)
+    finally:
+        (deployment.kit("site-2") / "local" / "polypfed.toml").write_text(before)
+    assert (code, "Traceback" in errors) == (1, False)
+    assert deployment.accepted("killed") == {1: 2}
+    assert deployment.conduct("killed")["sha256"] == here()
+
+
+def test_a_site_that_loses_its_power_costs_its_rounds_and_the_others_go_on(deployment: Deployment) -> None:
+    before = pausing(deployment, "site-2", 2)
+    edit(deployment, strategy="fedavg", quorum=1, evaluate="off")
+    server = deployment.server / "local" / "polypfed.toml"
+    server.write_text(server.read_text().replace("patience = 30", "patience = 8"))
+
+    def cut_and_come_back() -> None:
+        deployment.kill("site-2")
+        until(lambda: (deployment.run_folder("dark") / "result.json").exists())
+        deployment.start("site-2")  # NVFlare ends the job only when it knows what became of the site
+
+    try:
+        code, _, errors = during(deployment, "dark", "site-2", cut_and_come_back)
+    finally:
+        (deployment.kit("site-2") / "local" / "polypfed.toml").write_text(before)
+        server.write_text(server.read_text().replace("patience = 8", "patience = 30"))
+    assert code == 0, errors  # whatever NVFlare calls the job
+    assert deployment.accepted("dark") == {1: 2, 2: 1, 3: 1}
+    reasons = {(f["client"], f["round"], f["reason"]) for f in deployment.lines("failures.jsonl", "dark")}
+    assert reasons == {("site-2", 2, "lost"), ("site-2", 3, "lost")}
+
+
+def test_the_whole_server_is_killed_in_a_round_started_again_and_the_run_resumed(deployment: Deployment) -> None:
+    before = pausing(deployment, "site-1", 3)
+    edit(deployment, strategy="scaffold")
+
+    def cut_and_restart() -> None:
+        deployment.kill("localhost")
+        deployment.start("localhost")
+
+    try:
+        code, _, errors = during(deployment, "dead", "site-1", cut_and_restart)
+    finally:
+        (deployment.kit("site-1") / "local" / "polypfed.toml").write_text(before)
+    assert (code, "Traceback" in errors) == (1, False)
+    assert deployment.accepted("dead") == {1: 2, 2: 2}
+    deployment.wait_for_sites()
+    assert deployment.conduct("dead")["sha256"] == here()
+    assert deployment.accepted("dead") == {1: 2, 2: 2, 3: 2}
 
 
 def test_no_administrators_kit_is_one_line(deployment: Deployment) -> None:
