@@ -39,6 +39,12 @@ def nvflare(
     console.print(f"Written: {made}. Begin with {made / 'README.md'}", markup=False)
 
 
+def register(commands: typer.Typer, deploy: typer.Typer) -> None:
+    """Add `polypfed nvflare ...` to `commands` and `nvflare` to its group `deploy`."""
+    deploy.command("nvflare")(nvflare)
+    commands.add_typer(app, name="nvflare")
+
+
 @app.command()
 def fit(kit: Annotated[Path, typer.Argument(help="A start-up kit that NVFlare has provisioned.")]) -> None:
     """Make a kit fit for polypfed, and show what was changed; done twice, it changes nothing."""

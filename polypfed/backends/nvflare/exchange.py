@@ -40,7 +40,7 @@ class ExchangeController(Controller):  # type: ignore[misc]  # nvflare has no ty
     """
 
     def __init__(self, shared: bool = False, patience: float = 0.0) -> None:
-        super().__init__(task_check_period=0.02)
+        super().__init__()
         self._shared, self._patience = shared, patience
         self._bell = threading.Condition()
         self._work = set[str]()  # sites for which a task lies ready

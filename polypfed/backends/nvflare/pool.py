@@ -8,9 +8,8 @@ from time import monotonic
 
 from polypfed.backends.local import _late, _lost, _Worker
 from polypfed.clients.base import Client
-from polypfed.core.messages import Failure, Reply, Task
+from polypfed.core.messages import Failure, Reply, Task, decode, encode
 
-_ENDS = ("lost", "deadline", "aborted")  # failures after which the process is of no more use
 _LOOK = 0.1  # seconds between two looks at the abort signal
 
 
@@ -42,6 +41,14 @@ class Pool:
 
     def perform(self, name: str, task: Task, end: float, aborted: Callable[[], bool] = lambda: False) -> Reply:
         """The answer of the client called `name`; a Failure if its process ends, or monotonic() passes `end`."""
+        answer = self.forward(name, encode(task), task, end, aborted)
+        reply = answer if isinstance(answer, Failure) else decode(answer)
+        return _lost(name, task) if isinstance(reply, Task) else reply
+
+    def forward(
+        self, name: str, data: bytes, task: Task, end: float, aborted: Callable[[], bool] = lambda: False
+    ) -> bytes | Failure:
+        """As `perform`, of a task that is encoded already, and with an encoded reply."""
         try:
             worker = self._idle.get(timeout=max(0.0, min(end - monotonic(), threading.TIMEOUT_MAX)))
         except queue.Empty:
@@ -49,23 +56,13 @@ class Pool:
         try:
             if worker is None or not worker.process.is_alive():
                 worker = self._renew(worker)
-            reply = self._reply(worker, name, task, end, aborted)
-            if isinstance(reply, Failure) and reply.reason in _ENDS:
+            answer = _ask(worker, name, data, task, end, aborted)
+            if isinstance(answer, Failure):  # its process has ended, or is at work on what nobody waits for
                 self._drop(worker)
                 worker = None
-            return reply
+            return answer
         finally:
             self._idle.put(worker)
-
-    def _reply(self, worker: _Worker, name: str, task: Task, end: float, aborted: Callable[[], bool]) -> Reply:
-        if not worker.send(name, task):
-            return _lost(name, task)
-        while not worker.pipe.poll(min(_LOOK, max(0.0, end - monotonic()))):
-            if aborted():
-                return Failure(name, task.round, "aborted", "the job was aborted", task.run)
-            if monotonic() >= end:
-                return _late(name, task)
-        return worker.receive() or _lost(name, task)
 
     def _renew(self, worker: _Worker | None) -> _Worker:
         if worker is not None:
@@ -93,3 +90,19 @@ class Pool:
         for worker in workers:
             worker.process.kill()
             worker.process.join()
+
+
+def _ask(
+    worker: _Worker, name: str, data: bytes, task: Task, end: float, aborted: Callable[[], bool]
+) -> bytes | Failure:
+    try:
+        worker.pipe.send_bytes(name.encode())
+        worker.pipe.send_bytes(data)
+        while not worker.pipe.poll(min(_LOOK, max(0.0, end - monotonic()))):
+            if aborted():
+                return Failure(name, task.round, "aborted", "the job was aborted", task.run)
+            if monotonic() >= end:
+                return _late(name, task)
+        return worker.pipe.recv_bytes()
+    except (EOFError, OSError):
+        return _lost(name, task)

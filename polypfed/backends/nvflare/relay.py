@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Client as connect
 from typing import Any
 
@@ -40,7 +41,9 @@ class RelayController(ExchangeController):
 
 
 def _tasks(pipe: Any, sites: list[str]) -> Iterator[tuple[str, Task]]:
+    vectors: Any = {}
     for site in sites:
         task = decode(pipe.recv_bytes())
         assert isinstance(task, Task)
-        yield site, task
+        vectors = task.vectors or vectors  # none: those of the site before
+        yield site, replace(task, vectors=vectors)

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 from polypfed.backends.nvflare.pool import Pool
 from polypfed.clients.base import Client, HasInitial, agreed
-from polypfed.core.errors import BackendError, MessageError
+from polypfed.core.errors import BackendError
 from polypfed.core.extras import require
 from polypfed.core.messages import Failure, Reply, Task, decode, encode
 from polypfed.core.settings import whole
@@ -130,6 +131,7 @@ class _Running:
         )
         self._sites = set[str]()
         self._lost = set[str]()
+        self._tasks: Mapping[str, Task] = {}
         self._end, self._number = 0.0, 0
         self._controller: Connection | None = None
         self._pipes: list[Connection] = []
@@ -192,11 +194,11 @@ class _Running:
 
     def _serve(self, pipe: Connection, name: str) -> None:
         """Do what the site's process asks for, until it ends."""
-        with suppress(EOFError, OSError, MessageError):
+        with suppress(EOFError, OSError, KeyError):
             while True:
-                task = decode(pipe.recv_bytes())
-                if isinstance(task, Task) and name in self._names:
-                    pipe.send_bytes(encode(self._pool.perform(name, task, self._end)))
+                data = pipe.recv_bytes()
+                answer = self._pool.forward(name, data, self._tasks[name], self._end)
+                pipe.send_bytes(encode(answer) if isinstance(answer, Failure) else answer)
         pipe.close()
         self._pipes.remove(pipe)
         if not self._shared:  # else a process ends with every task
@@ -204,7 +206,7 @@ class _Running:
 
     def exchange(self, tasks: Mapping[str, Task], deadline: float, layout: list[tuple[str, int]]) -> Iterator[Reply]:
         """See `Backend.exchange`."""
-        waiting, self._end = set(tasks), monotonic() + deadline
+        waiting, self._tasks, self._end = set(tasks), tasks, monotonic() + deadline
         try:
             for reply in self._replies(tasks, waiting, deadline, layout):
                 if reply.client in waiting:
@@ -226,8 +228,11 @@ class _Running:
         assert pipe is not None
         head = {"number": self._number, "deadline": deadline + _GRACE, "sites": sorted(tasks), "layout": layout}
         pipe.send_bytes(json.dumps(head).encode())
-        for name in sorted(tasks):
-            pipe.send_bytes(encode(tasks[name]))
+        last: Any = None
+        for name in sorted(tasks):  # mostly all sites get the same vectors: they are sent once
+            task = tasks[name]
+            pipe.send_bytes(encode(replace(task, vectors={}) if task.vectors is last else task))
+            last = task.vectors
         end = monotonic() + deadline + 2 * _GRACE
         while waiting - self._lost and (left := end - monotonic()) > 0:
             if pipe.poll(min(_LOOK, left)) and int.from_bytes((data := pipe.recv_bytes())[:8]) == self._number:
