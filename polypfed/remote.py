@@ -26,7 +26,7 @@ def client(name: str, base: Path, study: str = "study.toml", data: str = "data")
     """
     place = (base / data).resolve()
     config = _study(base / study, place)
-    return clients_of(config, {name: Site(name, place)}, base / "selection")[0]
+    return clients_of(config, {name: Site(name, place)}, base / "state")[0]
 
 
 def federation(sites: Sequence[str], base: Path, study: str = "study.toml") -> tuple[Federation, int]:

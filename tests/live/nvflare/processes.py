@@ -20,11 +20,17 @@ from tests.problems import ROOT
 ADMIN = "admin@polypfed.org"
 PATIENT = 90.0
 COMMAND = """
+import typer
 from polypfed import cli
 from polypfed.cli import deploy_nvflare
 
-if "nvflare" not in {group.name for group in cli.app.registered_groups}:
-    cli.app.add_typer(deploy_nvflare.app, name="nvflare")
+groups = {group.name: group.typer_instance for group in cli.app.registered_groups}
+if "nvflare" not in groups:
+    if "deploy" not in groups:
+        groups["deploy"] = typer.Typer()
+        cli.app.add_typer(groups["deploy"], name="deploy")
+        groups["deploy"].callback()(lambda: None)
+    deploy_nvflare.register(cli.app, groups["deploy"])
 cli.main()
 """
 

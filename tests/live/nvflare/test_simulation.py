@@ -1,7 +1,11 @@
 """NVFlare's simulator for real: its server and site processes, and clients that misbehave behind them."""
 
+import hashlib
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
@@ -10,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polypfed import Federation, Task, Update
+from polypfed import Federation, NumpyClient, Task, Update
 from polypfed.backends import Host, Local
 from polypfed.backends.nvflare import NVFlare
 from polypfed.backends.nvflare.simulation import family
 from polypfed.core.errors import ConfigError
 from polypfed.strategies import FedAdam, FedAvg, Scaffold
-from tests.problems import Odd, bits, divide, exit_hard, scores, sites, sleep_long
+from tests.live.nvflare import study
+from tests.problems import ROOT, Odd, bits, divide, exit_hard, scores, sites, sleep_long
 
 pytestmark = pytest.mark.live
 PATIENT = 60.0
@@ -89,6 +94,38 @@ def test_fewer_threads_than_sites_lose_nothing(tmp_path: Path, nvflare: NVFlare)
     """A new site process for every task, as the simulator does it."""
     same_as_local(nvflare, tmp_path, Scaffold(eta=0.7), 2, 2, evaluate="off")
     assert len(states(tmp_path / "there")) >= 2
+
+
+def minus_one(x: np.ndarray) -> np.ndarray:
+    return -np.ones_like(x)
+
+
+def test_nvflares_hello_numpy_comes_out_as_it_does_there(nvflare: NVFlare) -> None:
+    """Its example: [[1, 2, 3], [4, 5, 6], [7, 8, 9]], two sites that add one to every weight, three rounds."""
+    start = np.arange(1, 10, dtype=np.float32).reshape(3, 3)
+    clients = [NumpyClient(f"site-{i}", minus_one, start, lr=1.0) for i in (1, 2)]
+    history = Federation(clients=clients, strategy=FedAvg(), quorum=2, evaluate="off").run(3, nvflare)
+    assert history.model is not None
+    assert history.model.reshape(3, 3).tolist() == [[4, 5, 6], [7, 8, 9], [10, 11, 12]]
+
+
+def test_a_recipe_runs_in_simenv_with_the_bits_of_local(tmp_path: Path) -> None:
+    """As an NVFlare user runs any other recipe; the study's code goes with the job."""
+    names = ["site-1", "site-2"]
+    code = (
+        "from nvflare.recipe.sim_env import SimEnv\n"
+        "from polypfed.backends.nvflare.recipe import PolypRecipe\n"
+        f"recipe = PolypRecipe('study', code={study.__file__!r}, client_settings={{'names': {names}}})\n"
+        f"recipe.execute(SimEnv(num_clients=2, workspace_root={str(tmp_path)!r}))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads((tmp_path / "study" / "server" / "runs" / "study" / "result.json").read_text())
+    local = Federation(clients=study.clients(names), **study.settings()).run(3, Local())
+    assert result == {"status": "completed", "rounds": 3, "sha256": hashlib.sha256(bits(local)).hexdigest()}
 
 
 def test_misbehaviour_costs_a_site_its_round_and_nobody_else(nvflare: NVFlare) -> None:
