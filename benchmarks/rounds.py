@@ -14,14 +14,11 @@ than a tenth; --quick: under a minute.
 
 import argparse
 import copy
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from _common import about, append, busy, lines, single_thread, spread
 from torch import nn
 
 import polypfed as pf
 from polypfed.federation import Event
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 CLIENTS, PER_ROUND, BATCH, LR = 100, 10, 10, 0.05
 MODES: dict[str, dict[str, Any]] = {"polypfed": {}, "float32": {"reducer": pf.Mean(dtype="float32")}, "naive": {}}
 
@@ -181,7 +178,7 @@ def peak(count: int, per_round: int | None) -> float:
     fed = pf.Federation(clients=sites(CASES[2], count), per_round=per_round, evaluate="off")
     assert not fed.run(2, pf.backends.Local()).failures
     # Not getrusage: its maximum is inherited from the process that started this one.
-    high = next(line for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
+    high = next(line for line in lines("/proc/self/status") if line.startswith("VmHWM"))
     return int(high.split()[1]) / 1024
 
 
@@ -196,34 +193,6 @@ def peaks(counts: tuple[int, ...], everyone: bool) -> dict[str, Any]:
     return {"peak_mb": found, "per_round": "all" if everyone else PER_ROUND, "model": "mlp"}
 
 
-def about() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    named = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return {
-        "bench": "rounds",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "clients": CLIENTS,
-        "per_round": PER_ROUND,
-        "batch": BATCH,
-        "threads": torch.get_num_threads(),
-        "cpu": f"{named[0] if named else platform.processor()}, {os.cpu_count()} cores",
-        "versions": {
-            "polypfed": pf.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-    }
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
-def spread(values: list[float]) -> str:
-    return f"**{median(values):.3f}** ({min(values):.3f} to {max(values):.3f})"
-
-
 def ratios(rows: list[dict[str, Any]], case: Case, mode: str) -> list[float]:
     return [r["ratio"] for r in rows if r["case"] == asdict(case) and r["mode"] == mode]
 
@@ -231,19 +200,19 @@ def ratios(rows: list[dict[str, Any]], case: Case, mode: str) -> list[float]:
 def table(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> str:
     """Markdown: the median ratio to "train" with its range, and peak memory."""
     modes = list(dict.fromkeys(r["mode"] for r in rows))
-    lines = [f"| model | local work | train, ms CPU | goal | {' | '.join(modes)} |", "|---" * (4 + len(modes)) + "|"]
+    out = [f"| model | local work | train, ms CPU | goal | {' | '.join(modes)} |", "|---" * (4 + len(modes)) + "|"]
     for case in CASES:
         own = [r for r in rows if r["case"] == asdict(case)]
-        busy = " (busy)" if any(max(r["load"]) > (os.cpu_count() or 1) + 1 for r in own) else ""
+        mark = " (busy)" if any(busy(r["load"]) for r in own) else ""
         train_ms = median([r["cpu_ms"]["train"] for r in own])
         work = f"{case.images} images in {case.images // BATCH} steps"
         found = " | ".join(spread(ratios(rows, case, mode)) for mode in modes)
-        lines.append(f"| {TITLES[case.name]} | {work} | {train_ms:.0f}{busy} | {case.goal or 'none'} | {found} |")
-    lines += ["", "| peak MB, MLP | " + " | ".join(f"{n} clients" for n in memory[0]["peak_mb"]) + " |"]
-    lines.append("|---" * (1 + len(memory[0]["peak_mb"])) + "|")
+        out.append(f"| {TITLES[case.name]} | {work} | {train_ms:.0f}{mark} | {case.goal or 'none'} | {found} |")
+    out += ["", "| peak MB, MLP | " + " | ".join(f"{n} clients" for n in memory[0]["peak_mb"]) + " |"]
+    out.append("|---" * (1 + len(memory[0]["peak_mb"])) + "|")
     for m in memory:
-        lines.append(f"| {m['per_round']} a round | " + " | ".join(f"{v:.0f}" for v in m["peak_mb"].values()) + " |")
-    return "\n".join(lines) + "\n"
+        out.append(f"| {m['per_round']} a round | " + " | ".join(f"{v:.0f}" for v in m["peak_mb"].values()) + " |")
+    return "\n".join(out) + "\n"
 
 
 def missed(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> list[str]:
@@ -268,8 +237,7 @@ def main() -> int:
     options.add_argument("--out", type=Path, default=Path("runs/bench/rounds.jsonl"))
     options.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
     given = options.parse_args()
-    if not ONE_THREAD.items() <= os.environ.items():  # read when numpy is loaded, so it takes a fresh start
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ONE_THREAD)
+    single_thread()
     torch.set_num_threads(1)
     if given.peak:
         print(peak(*given.peak))
@@ -278,9 +246,11 @@ def main() -> int:
     rows = [row for case in CASES for mode in modes for row in measured(case, mode, repeats)]
     counts = (10, 100) if given.quick else (10, 100, 400)
     memory = [peaks(counts, everyone) for everyone in ((False,) if given.quick else (False, True))]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(given.out, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(about() | row) + "\n" for row in [*rows, *memory])
+    where = about(
+        "rounds", ("polypfed", "numpy", "torch"), clients=CLIENTS, per_round=PER_ROUND, batch=BATCH,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    append(given.out, [where | row for row in [*rows, *memory]])
     print(table(rows, memory))
     problems = missed(rows, memory)
     for problem in problems:

@@ -10,6 +10,7 @@ from polypfed.core.history import History
 from polypfed.core.messages import Evaluation, Failure, Task, Update
 from polypfed.core.model import ModelSpec
 from polypfed.core.reduce import Mean
+from polypfed.core.robust import GeometricMedian, Krum, Median, MultiKrum, NormClip, TrimmedMean
 from polypfed.federation import Federation
 
 __version__ = "0.1.0"
@@ -19,12 +20,18 @@ __all__ = [
     "Evaluation",
     "Failure",
     "Federation",
+    "GeometricMedian",
     "History",
+    "Krum",
     "Mean",
+    "Median",
     "ModelSpec",
+    "MultiKrum",
+    "NormClip",
     "NumpyClient",
     "PolypfedError",
     "Task",
+    "TrimmedMean",
     "Update",
     "backends",
     "clients",

@@ -41,7 +41,7 @@ def alone(
 def rows(
     learners: Sequence[Client],
     sites: Sequence[Client],
-    model: Vector,
+    models: Mapping[str, Vector],
     rounds: int,
     seed: int,
     backend: Backend,
@@ -50,16 +50,18 @@ def rows(
     """Train `learners` alone and score each on every site: rows "baseline/NAME/METRIC".
 
     Args:
-        model: the federation's global model, scored beside them as "baseline/federated/METRIC".
+        models: by site, what the federation gave it, scored beside them as "baseline/federated/METRIC": the global
+            model, or under a personalised strategy the site's own. A site without one is not scored.
     """
     locals_ = {c.name for c in sites}
-    models = alone(learners, rounds, seed, backend, listen)
-    named = {f"local-{n}" if n in locals_ else n: x for n, x in models.items()}
-    vectors = {"model": model, **{f"model@{n}": x for n, x in sorted(named.items())}}
+    trained = alone(learners, rounds, seed, backend, listen)
+    vectors = {f"model@local-{n}" if n in locals_ else f"model@{n}": x for n, x in sorted(trained.items())}
     assert isinstance(backend, Host)
     backend.host(sites, None)
     try:
-        tasks = {c.name: Task(rounds, "evaluate", vectors, _config(seed, rounds, c.name)) for c in sites}
+        tasks = {
+            n: Task(rounds, "evaluate", {"model": x, **vectors}, _config(seed, rounds, n)) for n, x in models.items()
+        }
         replies = {r.client: r for r in backend.exchange(tasks, _LONG) if isinstance(r, Evaluation)}
     finally:
         backend.close()

@@ -139,6 +139,8 @@ class Config(_Table):
     federation: Rounds = Rounds()
     backend: Carrier = Carrier()
     baselines: Baselines = Baselines()
+    compare: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Strategies by the names they go by in `polypfed compare`; the key itself names one that says no `name`."""
 
 
 _ADAPTER = TypeAdapter(Config)

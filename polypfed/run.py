@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,15 +12,19 @@ from polypfed import baselines
 from polypfed.clients import DetectorClient
 from polypfed.clients.examples import write_samples
 from polypfed.clients.frames import Augment
+from polypfed.clients.states import States
 from polypfed.config import Config, Data, backend, describe, federation
+from polypfed.core import checkpoint as checkpoints
 from polypfed.core.errors import ConfigError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
+from polypfed.core.model import Vector
 from polypfed.data import Site, open_partition, partition, read_yolo
 from polypfed.data.synth import synth
 from polypfed.federation import Listener
 from polypfed.select import All
 from polypfed.select.config import from_config
+from polypfed.strategies.registry import Registry
 
 Progress = Callable[[int, int], None]
 
@@ -112,6 +116,28 @@ def federate(
     return history, clients
 
 
+def models_of(config: Config, clients: Sequence[DetectorClient], history: History, folder: Path) -> dict[str, Vector]:
+    """The model that each site ends with, whole: (P,) by site.
+
+    That is the global one, or under a personalised strategy (FedBN, FedPer, Ditto) the site's own, put together from
+    what the site keeps below `folder`. A site that keeps its part elsewhere is left out.
+    """
+    if history.model is None:
+        return {}
+    strategy, found = Registry.build(config.strategy), {}
+    accepted = checkpoints.load(folder / "checkpoint").accepted
+    for client in clients:
+        worker: Any = strategy.at_site(client)
+        if not hasattr(worker, "own"):
+            found[client.name] = history.model
+            continue
+        states, last = States(folder / "sites" / client.name / "state"), accepted.get(client.name, 0)
+        if not last or last in states:
+            worker.restore(states.get(last))
+            found[client.name] = worker.own(history.model)
+    return found
+
+
 def learners(config: Config, sites: dict[str, Site]) -> list[DetectorClient]:
     """What is trained for comparison: all images in one place, and each site alone; always on all images."""
     pooled = _builder(config)(name="central", train=[s.train for s in sites.values()], selector=All())
@@ -129,16 +155,17 @@ def compare(
     done = read_rows(path)
     if done and done[-1]["round"] == config.federation.rounds:
         return done
-    rounds, seed = config.federation.rounds, config.federation.seed
-    rows = baselines.rows(chosen, clients_of(config, sites, None), history.model, rounds, seed, backend(config), listen)
+    rounds, seed, plain = config.federation.rounds, config.federation.seed, clients_of(config, sites, None)
+    ours = models_of(config, plain, history, folder)
+    rows = baselines.rows(chosen, plain, ours, rounds, seed, backend(config), listen)
     write_atomic(path, "".join(json.dumps(r) + "\n" for r in rows).encode())
     return rows
 
 
-def draw_samples(clients: list[DetectorClient], history: History, folder: Path) -> None:
-    """Write RUN/samples: validation images of each site with their true boxes and what the last model finds."""
+def draw_samples(config: Config, clients: Sequence[DetectorClient], history: History, folder: Path) -> None:
+    """Write RUN/samples: validation images of each site with their true boxes and what the site's last model finds."""
     if history.model is not None:
-        write_samples(clients, history.model, folder)
+        write_samples(clients, models_of(config, clients, history, folder), folder)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

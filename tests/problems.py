@@ -155,7 +155,7 @@ class Scripted:
     def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
         replies = {r.client: r for r in self.inner.exchange(tasks, deadline)}
         for name in self.shuffle(list(tasks)):
-            if tasks[name].kind == "fit":
+            if tasks[name].kind in ("fit", "step"):
                 yield from self.script(name, tasks[name], replies[name])
             else:
                 yield replies[name]

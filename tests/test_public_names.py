@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import polypfed
-from polypfed import backends, clients, strategies
+from polypfed import backends, clients, strategies, testing
 from polypfed.core import errors
 
 HEAVY = [
@@ -28,12 +28,18 @@ NAMES = {
         "Evaluation",
         "Failure",
         "Federation",
+        "GeometricMedian",
         "History",
+        "Krum",
         "Mean",
+        "Median",
         "ModelSpec",
+        "MultiKrum",
+        "NormClip",
         "NumpyClient",
         "PolypfedError",
         "Task",
+        "TrimmedMean",
         "Update",
         "backends",
         "clients",
@@ -43,6 +49,15 @@ NAMES = {
     ],
     backends: ["Backend", "Host", "Local"],
     clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient"],
+    testing: [
+        "ContractError",
+        "SampleClient",
+        "check_backend",
+        "check_client",
+        "check_stage",
+        "check_strategy",
+        "sample_sites",
+    ],
     strategies: sorted(
         "Averaging Base Cohort Ditto FedAdagrad FedAdam FedAvg FedAvgM FedBN FedBuff FedDyn FedNova FedPer FedProx"
         " FedYogi KeepBest LocalRule PlainRule Registry Scaffold State Strategy Wrapper".split()
@@ -55,7 +70,7 @@ def test_public_names_are_these(room: object) -> None:
     assert sorted(room.__all__) == NAMES[room]  # type: ignore[attr-defined,index]
 
 
-@pytest.mark.parametrize("room", [polypfed, backends, strategies], ids=lambda room: room.__name__)
+@pytest.mark.parametrize("room", [polypfed, backends, strategies, testing], ids=lambda room: room.__name__)
 def test_every_public_name_is_there(room: object) -> None:
     for name in room.__all__:  # type: ignore[attr-defined]
         assert hasattr(room, name), name

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from polypfed.cli import data, doctor, runs
+from polypfed.cli import compare, data, doctor, runs
 from polypfed.cli.show import console
 from polypfed.core.errors import PolypfedError, QuorumError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("report")(runs.report)
+app.command("compare")(compare.compare)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
 

@@ -75,14 +75,16 @@ def _execute(config: Config, text: str, folder: Path, resume: bool) -> None:
     with show.counted("training the baselines", len(learners) * config.federation.rounds) as listen:
         runs.compare(config, sites, history, folder, listen)
     with show.console.status("drawing samples"):
-        runs.draw_samples(clients, history, folder)
+        runs.draw_samples(config, clients, history, folder)
     _summary(history, folder, config)
 
 
 def _summary(history: History, folder: Path, config: Config) -> None:
     from polypfed.run import read_rows
 
-    show.table(history.table("map50"), "mAP50 of the global model on each site's validation images")
+    show.table(history.table("map50"), "mAP50 on each site's validation images")
+    if (own := history.table("own_map50")).cells:
+        show.table(own, "mAP50 of each site's own model")
     if config.federation.evaluate != "off" and (rows := read_rows(folder / "baselines.jsonl")):
         means = {
             r["metric"].split("/")[1]: r["value"] for r in rows if not r["site"] and r["metric"].endswith("/map50")

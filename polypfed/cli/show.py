@@ -1,9 +1,11 @@
 """What the terminal shows: progress bars, a line per round, tables."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
@@ -59,6 +61,20 @@ def _scores(scores: dict[str, tuple[float, int]]) -> str:
 
 
 @contextmanager
+def quiet_rounds(title: str, sites: int, asked: int, total: int) -> Iterator[Listener]:
+    """A bar over all site tasks of one run among several, without a line per round."""
+    with _bar() as bar:
+        task = bar.add_task(title, total=total * asked + (total + 1) * sites)
+
+        def listen(event: Event) -> None:
+            if event.kind in ("fit", "evaluate"):
+                what = f"{title}: round {event.round}/{total}, {_DOING[event.kind]} {event.site}"
+                bar.update(task, advance=1, description=what)
+
+        yield listen
+
+
+@contextmanager
 def counted(title: str, total: int) -> Iterator[Listener]:
     """A bar that advances with every "fit" reply."""
     with _bar() as bar:
@@ -75,7 +91,18 @@ def _bar() -> Progress:
         TimeElapsedColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
+
+
+def cells(heads: Sequence[str], body: Sequence[Sequence[str]], title: str) -> None:
+    """Print a table of words and numbers; the first column is words."""
+    out = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for place, head in enumerate(heads):
+        out.add_column(escape(head).replace(" ", "\n"), justify="right" if place else "left", no_wrap=True)
+    for line in body:
+        out.add_row(*map(escape, line))
+    console.print(out)
 
 
 def table(found: Table, title: str) -> None:

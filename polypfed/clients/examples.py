@@ -1,7 +1,7 @@
 """Sample images for a report: what is there, and what a model sees."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from polypfed.clients.detector_client import DetectorClient
@@ -11,13 +11,17 @@ from polypfed.data.images import encode
 
 
 def write_samples(
-    clients: Sequence[DetectorClient], model: Vector, directory: str | Path, per_site: int = 4, conf: float = 0.25
+    clients: Sequence[DetectorClient],
+    model: Vector | Mapping[str, Vector],
+    directory: str | Path,
+    per_site: int = 4,
+    conf: float = 0.25,
 ) -> Path:
     """Write `directory`/samples/*.jpg and samples.json: the first validation images of each site.
 
     Args:
         clients: sites whose images may be shown; this writes images, so it is for the machine that holds them.
-        model: (P,) float32.
+        model: (P,) float32, or one for each site by name; a site without one is left out.
         directory: of the run.
         per_site: images of each site, spread evenly over its validation set.
         conf: least confidence of a detection that is shown.
@@ -27,8 +31,9 @@ def write_samples(
         confidence]]}; `image` is a file beside it and boxes are pixels of that file.
     """
     folder, rows = Path(directory) / "samples", []
-    for client in clients:
-        for example in client.detect(model, per_site, conf):
+    models = model if isinstance(model, Mapping) else {client.name: model for client in clients}
+    for client in (c for c in clients if c.name in models):
+        for example in client.detect(models[client.name], per_site, conf):
             name = f"{example.site}-{example.image}.jpg"
             write_atomic(folder / name, encode(example.pixels, "JPEG"))
             found = [

@@ -62,6 +62,7 @@ class FlatModel:
                 self._parameters.append((tensor, place))
         self._flat = flat
         self._gradient: torch.Tensor | None = None
+        self._first: Vector | None = None
         self.values: Vector = flat.numpy()
 
     @classmethod
@@ -71,6 +72,12 @@ class FlatModel:
         if flat is None:
             flat = _RESIDENT[id(module)] = cls(module, group)
         return flat
+
+    def first(self) -> Vector:
+        """A copy of the weights, (P,): those when this was first asked, however much was trained on it since."""
+        if self._first is None:
+            self._first = self.values.copy()
+        return self._first.copy()
 
     def load(self, vector: Vector) -> None:
         """Copy `vector` (P,) in; integer buffers go back to what they were at first, so that no client inherits them.
@@ -133,10 +140,11 @@ class FlatModel:
         for tensor in [*clean.parameters(), *clean.buffers()]:
             tensor.data = tensor.data.clone()
             tensor.grad = None
-        return {"module": clean, "group": self._group}
+        return {"module": clean, "group": self._group, "first": self._first}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["module"], state["group"])  # type: ignore[misc]  # views cannot travel, so it is made anew
+        self._first = state["first"]
         _RESIDENT[id(self.module)] = self
 
 

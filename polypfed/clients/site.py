@@ -19,6 +19,7 @@ from polypfed.core.errors import (
     StateError,
 )
 from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, one_line, sound, stamp
+from polypfed.strategies.base import Strategy
 from polypfed.strategies.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Site:
     def __init__(self, client: Client, directory: Path | None = None) -> None:
         self.client = self._work = client
         self._strategy: Any = None  # the description under which `_work` was made
+        self._directory = directory
         self._states = States(directory / "state" if directory else None)
         self._holds: int | None = None  # the round after which the client object was in its present state, if known
 
@@ -50,19 +52,44 @@ class Site:
     def perform(self, task: Task) -> Reply:
         """The client's answer to `task`; whatever goes wrong becomes a Failure."""
         try:
-            return stamp(self._fit(task) if task.kind == "fit" else self._evaluate(task), task.run)
+            return stamp(self._done(task), task.run)
         except (Exception, SystemExit) as error:  # one site's mistake must not end the federation
             reason = _reason(error)
             detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
             log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=reason == "crashed")
             return Failure(self.name, task.round, reason, detail, task.run)
 
+    def _done(self, task: Task) -> Update | Evaluation:
+        if task.kind == "step":
+            self._adopt(task)
+            return self._tidy(self._work.fit(task), Update)
+        return self._fit(task) if task.kind == "fit" else self._evaluate(task)
+
     def _adopt(self, task: Task) -> None:
         """Dress the client as the task's strategy needs it."""
         description = task.config.get("strategy")
-        if description is not None and description != self._strategy:
-            self._work, self._strategy = Registry.build(description).at_site(self.client), description
-            self._holds = None
+        stages = task.config.get("stages", {}).get("list")
+        name = (description, stages)
+        if description is not None and name != self._strategy:
+            strategy = Registry.build(description)
+            self._work = strategy.at_site(self.client) if stages is None else self._staged(strategy, task)
+            self._strategy, self._holds = name, None
+
+    def _staged(self, strategy: Strategy, task: Task) -> Client:
+        """The client behind the stages that the task names."""
+        from polypfed.clients.blind import BlindClient
+        from polypfed.clients.outbox import build
+        from polypfed.clients.staged import MaskedClient, StagedClient
+
+        about = task.config["stages"]
+        stages = build(about["list"])
+        kinds = {stage.kind for stage in stages}
+        if not kinds & {"encrypt", "mask"}:
+            return StagedClient(self.client, strategy, stages, int(about["sites"]))
+        if self._directory is None:
+            raise StateError("has no folder, and keys need one", where=self.name)
+        kind = BlindClient if "encrypt" in kinds else MaskedClient
+        return kind(self.client, strategy, stages, self._directory / "keys")
 
     def _fit(self, task: Task) -> Update:
         self._adopt(task)

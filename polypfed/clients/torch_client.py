@@ -37,7 +37,7 @@ class TorchClient:
 
     Args:
         name: the site.
-        module: the model. Its present weights are what `initial` proposes.
+        module: the model. Its weights before the first task are what `initial` proposes.
         loss: `loss(module(*inputs), target)` -> scalar; `data` is (*inputs, target).
         data: arrays or tensors of equal first dimension; a batch is the same rows of each.
         optimizer: given the parameters, makes the optimiser; a new one each round.
@@ -84,8 +84,8 @@ class TorchClient:
         self._check = None if self.validation is None else _tensors(self.validation, f"{self.name}: validation")
 
     def initial(self) -> tuple[ModelSpec, Vector]:
-        """The layout and the module's present weights."""
-        return self._flat.spec, self._flat.values.copy()
+        """The layout, and the weights the module had before any site trained on it."""
+        return self._flat.spec, self._flat.first()
 
     def fit(self, task: Task) -> Update:
         """Train for `epochs`; the weight is the number of examples.
@@ -94,6 +94,7 @@ class TorchClient:
             TrainingError: the loss is not finite. LayoutError: the received model does not fit.
         """
         began, cpu = time.perf_counter(), time.process_time()
+        self._flat.first()  # remembered before they are overwritten
         with isolated(task.seed, self.threads):
             work = LocalTraining(self._flat, task, self._kept, self.clip, self._whole)
             work.use(self.optimizer(self._flat.learning()))
@@ -111,6 +112,7 @@ class TorchClient:
     def evaluate(self, task: Task) -> Evaluation:
         """Metrics of the received model on `validation`, else on `data`."""
         data = self._train if self._check is None else self._check
+        self._flat.first()
         with isolated(task.seed, self.threads), torch.no_grad():
             self._flat.load(task.vectors["model"])
             self.module.eval()

@@ -119,7 +119,12 @@ class LocalTraining:
         lr = 0.0 if self.plain else -float(self._pace.detach()) / self.steps
         extra, kept = self.rule.finish(start, end, self.steps, lr)
         delta = self.flat.values - self.x
-        return {"delta": delta, **{n: np.array(v, np.float32) for n, v in extra.items()}}, kept
+        return {"delta": delta, **_owned(extra)}, _owned(kept)
+
+
+def _owned(vectors: Mapping[str, Vector]) -> dict[str, Vector]:
+    """Copies: a rule may hand out the live weights themselves, and the next site trains on those."""
+    return {name: np.array(vector, np.float32) for name, vector in vectors.items()}
 
 
 def check_linear(rule: LocalRule, optimizer: Optimizer, clip: float) -> None:

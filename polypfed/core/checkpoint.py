@@ -32,6 +32,7 @@ class Checkpoint:
         rows, failures: how many lines of the history files are valid.
         best, best_round, best_value, best_sites: the best global model so far and how many sites scored it.
         scores: what the sites said of the global model: metrics and the number of validation examples.
+        privacy: what the stages keep at the server: JSON values.
         flight: asynchronous work under way: JSON values; bases: the models it started from, by version.
     """
 
@@ -49,11 +50,14 @@ class Checkpoint:
     best_value: float | None = None
     best_sites: int = 0
     scores: dict[str, Any] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
     flight: dict[str, Any] = field(default_factory=dict)
     bases: dict[int, Vector] = field(default_factory=dict)
 
 
-_PLAIN = tuple("run settings round accepted rows failures best_round best_value best_sites scores flight".split())
+_PLAIN = tuple(
+    "run settings round accepted rows failures best_round best_value best_sites scores privacy flight".split()
+)
 
 
 def save(directory: Path, checkpoint: Checkpoint) -> Path:
@@ -105,7 +109,8 @@ def _read(path: Path) -> Checkpoint:
         vectors = safetensors.numpy.load(body)
         state: dict[str, Any] = {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
         spec = ModelSpec.from_json(header["spec"])
-        spec.views(vectors["x"])
+        if vectors["x"].size:  # a blind server holds no model
+            spec.views(vectors["x"])
         return Checkpoint(
             **{k: header[k] for k in _PLAIN},
             spec=spec,

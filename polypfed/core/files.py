@@ -17,12 +17,16 @@ _PREFIX = struct.Struct("<9s32sQ")
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
-def write_atomic(path: Path, *parts: bytes) -> None:
-    """Write `parts` to `path` so that a crash leaves the old file or the new one, never a part of either."""
+def write_atomic(path: Path, *parts: bytes, mode: int = 0o666) -> None:
+    """Write `parts` to `path` so that a crash leaves the old file or the new one, never a part of either.
+
+    Args:
+        mode: permissions before the umask; 0o600 for secrets, which then are never readable by others.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
@@ -47,8 +51,8 @@ def _sync_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def write_framed(path: Path, header: dict[str, Any], body: bytes = b"") -> None:
-    """Write a JSON header and a body under one SHA-256, atomically.
+def write_framed(path: Path, header: dict[str, Any], body: bytes = b"", mode: int = 0o666) -> None:
+    """Write a JSON header and a body under one SHA-256, atomically; `mode` as in `write_atomic`.
 
     Raises:
         CheckpointError: the header is not plain JSON with finite numbers.
@@ -59,7 +63,7 @@ def write_framed(path: Path, header: dict[str, Any], body: bytes = b"") -> None:
         raise CheckpointError(f"cannot be written ({error})", where=path) from None
     digest = hashlib.sha256(struct.pack("<Q", len(head)) + head)
     digest.update(body)
-    write_atomic(path, _PREFIX.pack(_MAGIC, digest.digest(), len(head)), head, body)
+    write_atomic(path, _PREFIX.pack(_MAGIC, digest.digest(), len(head)), head, body, mode=mode)
 
 
 def read_framed(path: Path) -> tuple[dict[str, Any], bytes]:

@@ -1,13 +1,14 @@
 """The gate: every update is checked whole before any of it counts. All or nothing, with a typed reason."""
 
 import math
+import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from polypfed.core.errors import MessageError, Refused
-from polypfed.core.messages import HEADER_LIMIT, Evaluation, Failure, Reply, Task, Update, decode, sound
+from polypfed.core.messages import HEADER_LIMIT, Evaluation, Failure, Reply, Task, Update, decode, one_line, sound
 from polypfed.core.model import Vector
 
 REASONS = (
@@ -19,6 +20,7 @@ REASONS = (
 MAX_WEIGHT = 10_000_000
 """More examples than any site has."""
 
+_SEALED = re.compile(r"(frame\.\d{5}|snapshot|id|keys|signature|reveal|(key|share)\.[A-Za-z0-9_-]{1,63})")
 _TOLERATED = HEADER_LIMIT + (1 << 16)  # bytes of a message beside its vectors
 
 
@@ -102,6 +104,23 @@ class Gate:
                 raise Refused("non-finite", f"{name} holds NaN or infinity", where=who)
             if norm > self.max_norm:
                 raise Refused("norm", f"{name} has norm {norm:.3g}, more than {self.max_norm:.3g}", where=who)
+
+
+class SealedGate(Gate):
+    """Admits updates whose vectors are bytes under names of the privacy layer; what is in them is checked there."""
+
+    def _layout(self, vectors: Mapping[str, Vector], who: str) -> None:
+        if not isinstance(vectors, Mapping) or not all(_SEALED.fullmatch(str(name)) for name in vectors):
+            found = sorted(map(str, vectors)) if isinstance(vectors, Mapping) else type(vectors).__name__
+            raise Refused("keys", f"vectors {one_line(found, 100)}, not sealed ones", where=who)
+        for name, vector in vectors.items():
+            if not isinstance(vector, np.ndarray) or vector.dtype != np.uint8:
+                raise Refused("dtype", f"{name} is {getattr(vector, 'dtype', type(vector).__name__)}", where=who)
+            if vector.ndim != 1 or not vector.flags.c_contiguous:
+                raise Refused("shape", f"{name} has shape {vector.shape}", where=who)
+
+    def _values(self, vectors: Mapping[str, Vector], who: str) -> None:
+        """Ciphertext shows no values."""
 
 
 def max_bytes(lengths: Mapping[str, int]) -> int:

@@ -14,13 +14,11 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from polypfed.core.errors import MessageError
 from polypfed.core.model import Vector, fixed
 
-Kind = Literal["fit", "evaluate"]
+Kind = Literal["fit", "evaluate", "step"]
 HEADER_LIMIT = 1 << 20
 _MAGIC = b"PFED\x01"
 _PREFIX = struct.Struct("<5sI")
@@ -38,7 +36,7 @@ class Task:
 
     Attributes:
         round: the server round, from 1 (0 is the evaluation of the initial model).
-        kind: "fit" or "evaluate".
+        kind: "fit", "evaluate", or "step": a part of a protocol that moves nothing a client keeps.
         vectors: "model" is the global model, (P,); the others are what the strategy broadcasts, (T,).
         config: JSON values: `seed`, `strategy`, `run`, `accepted` (the last round in which this client's update
             counted), `reply_bytes` (the largest reply that will be read).
@@ -127,21 +125,30 @@ def encode(message: Message) -> bytes:
         head = json.dumps(header, separators=(",", ":"), default=_plain, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise MessageError(f"cannot be written as JSON ({error})", where=kind) from None
+    head += b" " * (-(_PREFIX.size + len(head)) % 8)  # so that the vectors need not be copied to be aligned
     if len(head) > HEADER_LIMIT:
         raise MessageError(f"has a header of {len(head)} bytes, more than {HEADER_LIMIT}", where=kind)
-    body = _body(message.vectors) if isinstance(message, Task | Update) else b""
-    return b"".join([_PREFIX.pack(_MAGIC, len(head)), head, body])
+    body = _body(message.vectors) if isinstance(message, Task | Update) else []
+    return b"".join([_PREFIX.pack(_MAGIC, len(head)), head, *body])
 
 
-def _body(vectors: Mapping[str, Vector]) -> bytes:
-    try:
-        return safetensors.numpy.save({k: np.asarray(v, order="C") for k, v in vectors.items()})
-    except (TypeError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise MessageError(f"a vector is no array of numbers ({error})", where="vectors") from None
+def _body(vectors: Mapping[str, Vector]) -> list[bytes | memoryview]:
+    """The pieces of a safetensors file, wide types first as there; the vectors themselves are not copied."""
+    table, pieces, stop = dict[str, Any](), list[bytes | memoryview](), 0
+    arrays = {name: np.asarray(vector, order="C") for name, vector in vectors.items()}
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        if array.dtype not in _WORDS:
+            raise MessageError(f"a vector is no array of numbers ({array.dtype})", where="vectors")
+        start, stop = stop, stop + array.nbytes
+        table[name] = {"dtype": _WORDS[array.dtype], "shape": array.shape, "data_offsets": (start, stop)}
+        pieces.append(array.reshape(-1).view(np.uint8).data if array.size else b"")
+    head = json.dumps(table, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return [struct.pack("<Q", len(head)), head, *pieces]
 
 
 def decode(data: bytes | memoryview, *, limit: int | None = None) -> Message:
-    """The message in `data`; its vectors are read-only and own their memory.
+    """The message in `data`; its vectors are read-only, and lie in `data` where that is bytes.
 
     Args:
         limit: refuse more bytes than this before anything is parsed.
@@ -161,7 +168,7 @@ def decode(data: bytes | memoryview, *, limit: int | None = None) -> Message:
     for name, value in header.items():
         _check(name, value)
     if "vectors" in names:
-        header["vectors"] = _tensors(bytes(body))
+        header["vectors"] = _tensors(body)
     elif body:
         raise MessageError(f"{len(body)} bytes follow the header", where=kind.__name__)
     return kind(**header)
@@ -207,24 +214,51 @@ def strict_json(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _tensors(body: bytes) -> dict[str, Vector]:
-    try:
-        found = safetensors.deserialize(body)  # type: ignore[no-untyped-call]  # it has no types
-    except safetensors.SafetensorError as error:
-        raise MessageError(f"the vectors cannot be read ({error})") from None
-    out: dict[str, Vector] = {}
-    for name, tensor in found:
-        dtype = _DTYPES.get(tensor["dtype"])
-        if dtype is None:
-            raise MessageError(f"dtype {tensor['dtype']} is not known", where=name)
+def _tensors(body: memoryview) -> dict[str, Vector]:
+    """The arrays of a safetensors file, which are read where they lie if `body` cannot change and they are aligned.
+
+    As strict as the library, which would copy each of them twice: every byte belongs to exactly one array.
+    """
+    length = int.from_bytes(body[:8], "little")
+    if len(body) < 8 or length > min(HEADER_LIMIT, len(body) - 8):
+        raise MessageError("the vectors cannot be read (cut short, or a table of more than 1 MiB)")
+    table, values = strict_json(bytes(body[8 : 8 + length])), body[8 + length :]
+    if not values.readonly:
+        values = memoryview(bytes(values))
+    out, stop = dict[str, Vector](), 0
+    for name, dtype, shape, start, end in sorted((_entry(*item) for item in table.items()), key=lambda e: e[3:]):
+        if start != stop or end > len(values):
+            raise MessageError("the vectors cannot be read (holes or overlaps)", where=name)
         try:
-            out[name] = fixed(np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"]))
+            array = np.frombuffer(values[start:end], dtype).reshape(shape)
         except (ValueError, OverflowError) as error:
             raise MessageError(f"the shape cannot be had ({error})", where=name) from None
+        out[name], stop = fixed(array if array.flags.aligned else array.copy()), end
+    if stop != len(values):
+        raise MessageError(f"the vectors cannot be read ({len(values) - stop} bytes follow them)")
     return out
 
 
-_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "I8": "i1", "U8": "u1", "I32": "<i4", "I64": "<i8"}
+def _entry(name: str, entry: Any) -> tuple[str, np.dtype[Any], list[int], int, int]:
+    """One line of the table: name, dtype, shape, and where it starts and ends."""
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise MessageError("is not described by dtype, shape and data_offsets", where=name)
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not all(isinstance(some, list) and all(type(n) is int and n >= 0 for n in some) for some in (shape, offsets)):
+        raise MessageError("has a shape or offsets that are no whole numbers", where=name)
+    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise MessageError(f"dtype {entry['dtype']!r} is not known", where=name)
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise MessageError("has other bytes than its shape needs", where=name)
+    return name, dtype, shape, offsets[0], offsets[1]
+
+
+_DTYPES = {
+    word: np.dtype(kind)
+    for word, kind in zip("F16 F32 F64 I8 U8 I32 I64".split(), "<f2 <f4 <f8 i1 u1 <i4 <i8".split(), strict=True)
+}
+_WORDS = {kind: word for word, kind in _DTYPES.items()}
 
 
 def _check(name: str, value: Any) -> None:

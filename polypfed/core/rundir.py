@@ -88,8 +88,9 @@ class RunDirectory:
         with self._writing():
             _append(self.path / "history.jsonl", rows)
             _append(self.path / "failures.jsonl", failures)
-            save_model(self.path / "model.safetensors", checkpoint.spec, checkpoint.x)
-            if checkpoint.best is not None and checkpoint.best_round == checkpoint.round:
+            if checkpoint.x.size:  # a blind server holds no model
+                save_model(self.path / "model.safetensors", checkpoint.spec, checkpoint.x)
+            if checkpoint.best is not None and checkpoint.best.size and checkpoint.best_round == checkpoint.round:
                 save_model(self.path / "best.safetensors", checkpoint.spec, checkpoint.best)
             checkpoint.rows, checkpoint.failures = len(history.rows), len(history.failures)
             checkpoints.save(self.path / "checkpoint", checkpoint)

@@ -8,6 +8,7 @@ import numpy as np
 
 from polypfed.core.errors import ConfigError
 
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
@@ -24,6 +25,14 @@ def positive(**values: object) -> None:
     for field, value in values.items():
         if not (_number(value) and 0 < value < math.inf):  # type: ignore[operator]
             raise ConfigError(f"{value!r} is not a number above 0", where=field)
+
+
+def rate(**values: object) -> None:
+    """Raise a ConfigError for the first of `values` that is not a number above zero that float32 can hold."""
+    positive(**values)
+    for field, value in values.items():
+        if not _SMALLEST <= value <= _LARGEST:  # type: ignore[operator]  # a number, as just seen
+            raise ConfigError(f"{value!r} is too small or too large for float32", where=field)
 
 
 def not_negative(**values: object) -> None:

@@ -10,9 +10,14 @@ from polypfed.core.errors import CheckpointError, ConfigError
 from polypfed.core.history import History
 from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.settings import positive, site_names, whole
+from polypfed.federation.blind import BlindEngine
 from polypfed.federation.engine import Engine
+from polypfed.federation.masked import MaskedEngine
 from polypfed.federation.protocol import Backend, Listener
-from polypfed.strategies.base import Strategy
+from polypfed.federation.staged import StagedEngine, check_stages
+from polypfed.privacy.ledger import Ledger
+from polypfed.privacy.stage import Stage
+from polypfed.strategies.base import Strategy, nested
 from polypfed.strategies.fedavg import FedAvg
 from polypfed.strategies.keepbest import KeepBest
 from polypfed.strategies.registry import Registry
@@ -35,6 +40,10 @@ class Federation:
         keep_best: the metric whose best round is kept as `History.best`; "-loss" means lower is better.
         initial: layout and starting model; None takes it from the clients, which must agree.
         max_norm: largest norm of a delta; None is 1000 * (|x| + sqrt(P)).
+        stages: what is done to an update before it leaves: clip, noise, compress, mask, encrypt, in this order. Empty
+            sends deltas in clear. `privacy.stages("he")` gives the usual ones of a mode.
+        budget: the privacy ledger that noise is charged to; the run ends before it overspends.
+        seeded_noise: noise from `seed` instead of the operating system: for simulations, never to protect anybody.
 
     Raises:
         ConfigError: a setting is out of range, or two clients share a name.
@@ -51,6 +60,9 @@ class Federation:
     keep_best: str = "map50"
     initial: tuple[ModelSpec, Vector] | None = None
     max_norm: float | None = None
+    stages: Sequence[Stage] = ()
+    budget: Ledger | None = None
+    seeded_noise: bool = False
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.clients]
@@ -64,8 +76,11 @@ class Federation:
         if self.evaluate not in ("global", "matrix", "off"):
             raise ConfigError(f"{self.evaluate!r} is not one of global, matrix, off", where="evaluate")
         Registry.check(self.strategy)
-        if self.evaluate == "off" and isinstance(self.strategy, KeepBest):
+        if self.evaluate == "off" and any(isinstance(s, KeepBest) for s in nested(self.strategy)):
             raise ConfigError("KeepBest decides by evaluation", where="evaluate", remedy='Use "global" or "matrix"')
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if self.stages:
+            check_stages(self)
 
     def run(
         self, rounds: int, backend: Backend, directory: str | Path | None = None, listen: Listener | None = None
@@ -102,4 +117,8 @@ class Federation:
             return engine.until(rounds)
 
     def _open(self, backend: Backend, directory: str | Path | None, listen: Listener | None) -> Engine:
-        return Engine(self, backend, Path(directory) if directory is not None else None, listen)
+        kinds = {stage.kind for stage in self.stages}
+        kind: type[Engine] = StagedEngine if kinds else Engine
+        if kinds & {"encrypt", "mask"}:
+            kind = BlindEngine if "encrypt" in kinds else MaskedEngine
+        return kind(self, backend, Path(directory) if directory is not None else None, listen)

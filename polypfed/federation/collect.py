@@ -26,15 +26,24 @@ class Collected:
     """
 
     def __init__(self, engine: "Engine", number: int, names: Sequence[str]) -> None:
-        boundary = engine.now.spec.boundary
-        lengths = engine.lengths | {"delta": boundary, BUFFERS: engine.now.spec.size - boundary}
+        self.number, self._boundary = number, engine.now.spec.boundary
         spool = engine.folder.spool if engine.folder else None
-        self.number, self._boundary = number, boundary
-        self.queue = InOrder(engine.fed.strategy.reducer.start(lengths), names, spool)
+        self.queue = InOrder(engine.fed.strategy.reducer.start(self._lengths(engine)), names, spool)
         self.accepted: dict[str, int] = {}
+        self.rounds: dict[str, int] = {}  # the round of each accepted update's task, by which its site keeps state
         self.metrics: dict[str, dict[str, float]] = {}
         self.local_models: dict[str, Vector] = {}
         self.failed = self.down = self.up = 0
+
+    def _lengths(self, engine: "Engine") -> dict[str, int]:
+        """The vectors that are reduced."""
+        buffers = engine.now.spec.size - self._boundary
+        return engine.lengths | {"delta": self._boundary, BUFFERS: buffers}
+
+    def _parts(self, update: Update) -> Mapping[str, Vector]:
+        """The delta's two sections are reduced apart."""
+        delta = update.vectors["delta"]
+        return {**update.vectors, "delta": delta[: self._boundary], BUFFERS: delta[self._boundary :]}
 
     @property
     def working(self) -> int:
@@ -42,12 +51,11 @@ class Collected:
         return sum(weight > 0 for weight in self.accepted.values())
 
     def count(self, update: Update, discount: float = 1.0) -> None:
-        """Take an admitted update in; the delta's two sections are reduced apart."""
-        delta = update.vectors["delta"]
-        parts = {**update.vectors, "delta": delta[: self._boundary], BUFFERS: delta[self._boundary :]}
+        """Take an admitted update in."""
+        parts = self._parts(update)
         if discount != 1.0:
             parts = {name: np.float32(discount) * vector for name, vector in parts.items()}
-        self.accepted[update.client] = update.weight
+        self.accepted[update.client], self.rounds[update.client] = update.weight, update.round
         self.metrics[update.client] = {**update.metrics, "weight": update.weight}
         self.up += nbytes(update.vectors)
         self.queue.add(replace(update, vectors=parts))

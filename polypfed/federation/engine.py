@@ -26,8 +26,9 @@ from polypfed.core.settings import site_names, whole
 from polypfed.federation.collect import Collected, collect, config_for, record
 from polypfed.federation.flight import fill
 from polypfed.federation.protocol import Backend, Event, Host, Listener
-from polypfed.strategies.base import Cohort, Scores, rehearse, uploads
+from polypfed.strategies.base import Cohort, Scores, nested, rehearse, uploads
 from polypfed.strategies.fedbuff import FedBuff
+from polypfed.strategies.keepbest import KeepBest
 from polypfed.strategies.registry import Registry
 
 if TYPE_CHECKING:
@@ -50,9 +51,10 @@ class Engine:
         with self._stack:
             if self.folder:
                 self._stack.enter_context(self.folder)
+            place = self._place()
             if self.fed.clients and isinstance(self.backend, Host):
                 self._stack.callback(self.backend.close)
-                self.backend.host(self.fed.clients, self.folder.path if self.folder else None)
+                self.backend.host(self.fed.clients, place)
             self.sites = sorted(self.backend.clients)
             if not self.sites:
                 raise ConfigError("there is no site", where="clients")
@@ -64,6 +66,15 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def _place(self) -> Path | None:
+        """Where hosted clients keep what they must."""
+        return self.folder.path if self.folder else None
+
+    @property
+    def least(self) -> int:
+        """Updates with examples below which a round is void."""
+        return self.fed.strategy.reducer.least
 
     def begin(self) -> None:
         """Round 0: the initial model, scored on every site."""
@@ -80,6 +91,9 @@ class Engine:
         if self.folder:
             self.folder.begin({"run": run, "settings": self.now.settings, "machine": machine()})
         self._evaluate({})
+        for strategy in nested(self.fed.strategy):
+            if isinstance(strategy, KeepBest):
+                strategy.check_scores(_scores(self.now))
         self._commit()
 
     def restore(self) -> None:
@@ -121,20 +135,25 @@ class Engine:
     def until(self, rounds: int) -> History:
         """Rounds up to `rounds`, then the history with the models in it."""
         spec = self.now.spec
-        self.lengths = {"delta": spec.size, **uploads(self.fed.strategy, spec.boundary)}
+        self.lengths = self._lengths()
         while self.now.round < rounds:
             self._round(self.now.round + 1)
         best = self.now.best
-        self.history.spec, self.history.model = spec, self.now.x.copy()
-        self.history.best, self.history.best_round = None if best is None else best.copy(), self.now.best_round
+        self.history.spec, self.history.best_round = spec, self.now.best_round
+        if self.now.x.size:  # a server that sees no model has none to give
+            self.history.model, self.history.best = self.now.x.copy(), None if best is None else best.copy()
         return self.history
+
+    def _lengths(self) -> dict[str, int]:
+        """The vectors of an update by name."""
+        return {"delta": self.now.spec.size, **uploads(self.fed.strategy, self.now.spec.boundary)}
 
     def _round(self, number: int) -> None:
         begun, before = monotonic(), replace(self.now)
         for attempt in range(self.fed.retries + 1):
             self.tell(Event("round", number))
             got = self._collect(number, attempt)
-            if len(got.accepted) >= self.fed.quorum and not 0 < got.working < self.fed.strategy.reducer.least:
+            if len(got.accepted) >= self.fed.quorum and not 0 < got.working < self.least:
                 break
             self.tell(Event("abandoned", number))
         else:
@@ -157,25 +176,39 @@ class Engine:
     def _too_few(self, got: Collected) -> str:
         if len(got.accepted) < self.fed.quorum:
             return f"{len(got.accepted)} accepted updates, the quorum is {self.fed.quorum}"
-        least, name = self.fed.strategy.reducer.least, type(self.fed.strategy.reducer).__name__
-        return f"{got.working} updates with examples, {name} needs {least}"
+        name = type(self.fed.strategy.reducer).__name__
+        return f"{got.working} updates with examples, {name} needs {self.least}"
 
     def _collect(self, number: int, attempt: int) -> Collected:
         if isinstance(self.fed.strategy, FedBuff):
             return fill(self, self.fed.strategy, number)
         names = self._cohort(number, attempt)
         broadcast = self.fed.strategy.broadcast(self.now.x[self.now.spec.trainable], shared(self.now.state))
-        vectors = shared({"model": self.now.x, **broadcast})
-        tasks = {n: Task(number, "fit", vectors, config_for(self, number, n, max_bytes(self.lengths))) for n in names}
-        got = Collected(self, number, names)
-        collect(self, got, tasks)
+        vectors = shared({"model": self.now.x, **broadcast, **self._more_vectors()})
+        config = {n: config_for(self, number, n, max_bytes(self.lengths)) | self._more_config() for n in names}
+        got = self._collected(number, names)
+        collect(self, got, {n: Task(number, "fit", vectors, config[n]) for n in names})
         return got
+
+    def _more_vectors(self) -> Mapping[str, Vector]:
+        """What else a fit task carries."""
+        return {}
+
+    def _more_config(self) -> dict[str, Any]:
+        """What else a task says."""
+        return {}
+
+    def _collected(self, number: int, names: list[str]) -> Collected:
+        return Collected(self, number, names)
+
+    def _mean(self, got: Collected) -> dict[str, Vector]:
+        """What the strategy's step and the buffers get."""
+        return got.queue.result()
 
     def _step(self, number: int, got: Collected) -> None:
         """The server half: the strategy moves the trainable part, buffers are averaged."""
-        now, mean = self.now, got.queue.result()
-        for site in sorted(got.metrics):
-            self.history.rows += [row(number, site, m, v) for m, v in sorted(got.metrics[site].items())]
+        now, mean = self.now, self._mean(got)
+        self._write_metrics(got)
         working = {name: weight for name, weight in sorted(got.accepted.items()) if weight}
         if not working:  # an empty round: nothing moves, no moment decays
             return
@@ -188,7 +221,11 @@ class Engine:
         if math.isnan(norm_of(x)):
             raise LayoutError("the new model is not finite", where="strategy", remedy="Lower its learning rate")
         now.x, now.state = fixed(x), state
-        now.accepted = now.accepted | dict.fromkeys(working, number)
+        now.accepted = now.accepted | {name: got.rounds[name] for name in working}
+
+    def _write_metrics(self, got: Collected) -> None:
+        for site in sorted(got.metrics):
+            self.history.rows += [row(got.number, site, m, v) for m, v in sorted(got.metrics[site].items())]
 
     def _roll_back(self, before: Checkpoint) -> None:
         """The model, the strategy's state, and by `accepted` what the sites kept, are again as before the round.
@@ -200,22 +237,29 @@ class Engine:
             r["metric"] = f"candidate/{r['metric']}"
         self.history.rows += _score_rows(number, _scores(before))
         self.history.rows.append(row(number, "", "rejected", 1))
-        self.now = replace(before, round=number, rows=now.rows, failures=now.failures)
+        self.now = replace(before, round=number, rows=now.rows, failures=now.failures, privacy=now.privacy)
 
     def _evaluate(self, local_models: Mapping[str, Vector]) -> None:
         """The global model, and under "matrix" every local one, on every site's validation set."""
+        self._evaluated = len(self.history.rows)  # where the rows of the latest evaluation begin
         if self.fed.evaluate == "off":
             return
         now, scores = self.now, dict[str, Evaluation]()
-        vectors = shared({"model": now.x, **{f"model@{name}": y for name, y in sorted(local_models.items())}})
-        config = {n: config_for(self, now.round, n, max_bytes({})) for n in self.sites}
-        tasks = {n: Task(now.round, "evaluate", vectors, config[n]) for n in self.sites}
-        for reply in self.backend.exchange(tasks, self.fed.deadline):
+        for reply in self.backend.exchange(self._evaluation_tasks(local_models), self.fed.deadline):
             self.tell(Event("evaluate", now.round, reply.client, self._score(reply, scores)))
-        now.scores = {n: [dict(sorted(e.metrics.items())), e.weight] for n, e in sorted(scores.items())}
-        self._evaluated = len(self.history.rows)  # where the rows of the latest evaluation begin
+        counted = sorted(self._agreeing(scores).items())
+        now.scores = {n: [dict(sorted(e.metrics.items())), e.weight] for n, e in counted}
         self.history.rows += _score_rows(now.round, _scores(now))
         self._keep_best()
+
+    def _evaluation_tasks(self, local_models: Mapping[str, Vector]) -> dict[str, Task]:
+        vectors = shared({"model": self.now.x, **{f"model@{name}": y for name, y in sorted(local_models.items())}})
+        config = {n: config_for(self, self.now.round, n, max_bytes({})) | self._more_config() for n in self.sites}
+        return {n: Task(self.now.round, "evaluate", vectors, config[n]) for n in self.sites}
+
+    def _agreeing(self, scores: dict[str, Evaluation]) -> dict[str, Evaluation]:
+        """The evaluations that are of this server's model: all."""
+        return scores
 
     def _score(self, reply: Reply, scores: dict[str, Evaluation]) -> Reply:
         if isinstance(reply, Failure):

@@ -4,6 +4,7 @@ Who finishes when is played on a virtual clock, and a site's work is done when i
 and the versions it started from, are part of the checkpoint.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from polypfed.core.gate import max_bytes
@@ -50,7 +51,7 @@ def _finish(
     engine: "Engine", strategy: FedBuff, got: Collected, name: str, version: int, bases: dict[int, Vector]
 ) -> None:
     """One site's work on `version`, done now; counted if it is not too old."""
-    staleness = got.number - 1 - version
+    now, staleness = engine.now, got.number - 1 - version
     if staleness > strategy.max_staleness:
         late = Failure(name, got.number, "late", f"{staleness} versions old, at most {strategy.max_staleness} count")
         got.failed += 1
@@ -65,9 +66,22 @@ def _finish(
         if isinstance(checked, Update):
             if engine.fed.evaluate == "matrix":
                 got.local_models[name] = bases[version] + checked.vectors["delta"]
-            got.count(checked, strategy.discount(staleness))
+            got.count(_present(checked, bases[version], now.x, now.spec.buffers), strategy.discount(staleness))
             engine.history.rows.append(row(got.number, name, "staleness", staleness))
             engine.history.rows.append(row(got.number, name, "arrived", len(got.accepted)))
         else:
             got.failed += 1
         engine.tell(Event("fit", got.number, reply.client, checked))
+
+
+def _present(update: Update, base: Vector, x: Vector, buffers: slice) -> Update:
+    """The update with its buffers as differences from the present model, not from the version they were trained on.
+
+    Buffers are averaged, not moved: so a running variance stays between the present one and the site's.
+    """
+    if base is x or buffers.start == buffers.stop:
+        return update
+    delta = update.vectors["delta"].copy()
+    delta[buffers] += base[buffers]
+    delta[buffers] -= x[buffers]
+    return replace(update, vectors={**update.vectors, "delta": delta})

@@ -11,6 +11,7 @@ from polypfed.report.read import BASELINE, Run
 from polypfed.report.scale import duration, number, percent, signed, size
 
 GLOBAL, ALL, MEAN = "global model", "all sites", "mean of sites"
+COMPLETED, SECOND = "shared part in each site's own layers", "each site's own model"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,21 @@ class Compared:
     sites: Mapping[str, float]
     overall: float
     weighted: bool
+
+
+def strategies(run: Run) -> list[str]:
+    """The names of the run's strategy and of those inside it, from outside in."""
+    settings, found = run.facts.get("settings"), []
+    now = settings.get("strategy") if isinstance(settings, Mapping) else None
+    while isinstance(now, Mapping):
+        found.append(str(now.get("name", "")))
+        now = now.get("inner")
+    return found
+
+
+def federated(run: Run) -> str:
+    """What the federation's model is called: under FedBN and FedPer there is no one global model."""
+    return COMPLETED if {"fedbn", "fedper"} & set(strategies(run)) else GLOBAL
 
 
 def by_site(run: Run, metric: str) -> dict[str, dict[int, float]]:
@@ -60,13 +76,13 @@ def matrix(run: Run, metric: str = "map50") -> HeatMap | None:
     rounds = {r for m, site, r in run.cells if m.startswith(prefix) and site}
     if not rounds:
         return None
-    last = max(rounds)
+    last, ours = max(rounds), federated(run)
     values = {
-        (m.removeprefix(prefix) if m.startswith(prefix) else GLOBAL, site or ALL): value
+        (m.removeprefix(prefix) if m.startswith(prefix) else ours, site or ALL): value
         for (m, site, r), value in run.cells.items()
         if r == last and (m == metric or m.startswith(prefix))
     }
-    models = sorted({m for m, _ in values}, key=lambda m: (m == GLOBAL, m))
+    models = sorted({m for m, _ in values}, key=lambda m: (m == ours, m))
     sites = sorted({s for _, s in values} - {ALL})
     low, high = _range(values.values())
     return HeatMap(
@@ -88,10 +104,10 @@ def compared(run: Run, metric: str = "map50") -> list[Compared]:
     Overall is the row of site "" if every model has one (a mean weighted by images), else the plain mean over sites
     for all of them.
     """
-    names = {GLOBAL: metric}
+    names = {federated(run): metric} | ({SECOND: f"own_{metric}"} if f"own_{metric}" in run.metrics else {})
     names |= {_baseline(m, metric): m for m in run.metrics if m.startswith(BASELINE) and m.endswith(f"/{metric}")}
     names.pop("federated", None)  # the global model once more
-    if len(names) == 1 or not run.series(metric):
+    if not any(m.startswith(BASELINE) for m in names.values()) or not run.series(metric):
         return []
     sites = {name: {s: v for s in run.sites if (v := run.last(m, s)) is not None} for name, m in names.items()}
     overall = {name: run.last(m) for name, m in names.items()}
@@ -140,7 +156,9 @@ def _date(value: object) -> str:
 
 def headline(run: Run) -> list[Tile]:
     """The tiles at the top of the page; those without data are left out."""
-    tiles = [_quality(run, "map50", "mAP50"), _quality(run, "map50_95", "mAP50-95"), _advantage(run), _share(run)]
+    whose = "global model" if federated(run) == GLOBAL else "sites' own layers"
+    tiles = [_quality(run, "map50", f"mAP50, {whose}"), _quality(run, "map50_95", f"mAP50-95, {whose}")]
+    tiles += [_quality(run, "own_map50", "mAP50, sites' own models"), _advantage(run), _share(run)]
     tiles += [_time(run), _traffic(run), _troubles(run)]
     return [tile for tile in tiles if tile]
 
@@ -154,7 +172,7 @@ def _quality(run: Run, metric: str, name: str) -> Tile | None:
     small = f"{number(start)} in round {first}"
     if best != last:
         small += f"; best {number(series[best])} in round {best}"
-    return Tile(f"{name}, global model, all sites", number(end), small)
+    return Tile(f"{name}, all sites", number(end), small)
 
 
 def _advantage(run: Run) -> Tile | None:
@@ -162,7 +180,7 @@ def _advantage(run: Run) -> Tile | None:
     local = [line for line in lines if is_local(line.name)]
     if not local:
         return None
-    ours = next(line for line in lines if line.name == GLOBAL)
+    ours = next(line for line in lines if line.name == federated(run))
     return Tile(
         "mAP50 over the best site alone",
         signed(ours.overall - local[0].overall),

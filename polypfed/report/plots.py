@@ -6,7 +6,7 @@ apart without colour.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class LinePlot:
         series: name -> {x: y}; the order gives colour and marker.
         y_label, x_label: of the axes.
         emphasis: the name of the series that is drawn thick and in the colour of the text.
+        bands: name of a series -> {x: (low, high)}: a shaded range around its line.
+        level: a value that is marked by a dashed line across the plot, such as a target.
         low, high: the least range of the y axis.
         write: how a value is written.
     """
@@ -45,6 +47,8 @@ class LinePlot:
     y_label: str
     x_label: str = "round"
     emphasis: str = ""
+    bands: Mapping[str, Mapping[int, tuple[float, float]]] = field(default_factory=dict)
+    level: float | None = None
     low: float | None = None
     high: float | None = None
     write: Callable[[float], str] = number
@@ -61,7 +65,8 @@ class LinePlot:
     def y_ticks(self) -> list[float]:
         """Round values that cover all points and the range asked for."""
         values = [v for points in self.series.values() for v in points.values()]
-        values += [v for v in (self.low, self.high) if v is not None]
+        values += [v for band in self.bands.values() for pair in band.values() for v in pair]
+        values += [v for v in (self.low, self.high, self.level) if v is not None]
         return ticks(min(values, default=0.0), max(values, default=1.0))
 
 
@@ -178,7 +183,22 @@ class _Lines:
 
     def draw(self) -> Markup:
         order = sorted(enumerate(self.plot.lines.items()), key=lambda item: item[1][0] == self.plot.emphasis)
-        return join(*self._axes(), *(self._line(i, name, points) for i, (name, points) in order), *self._labels())
+        bands = [self._band(i, name, self.plot.bands[name]) for i, (name, _) in order if name in self.plot.bands]
+        lines = [self._line(i, name, points) for i, (name, points) in order]
+        return join(*self._axes(), *bands, *self._level(), *lines, *self._labels())
+
+    def _band(self, index: int, name: str, band: Mapping[int, tuple[float, float]]) -> Markup:
+        """From left to right along the lows and back along the highs."""
+        xs = sorted(band)
+        places = [(x, band[x][0]) for x in xs] + [(x, band[x][1]) for x in reversed(xs)]
+        path = "M" + "L".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in places) + "Z"
+        return el("g", el("path", d=path, class_="band"), class_=self._class(index, name))
+
+    def _level(self) -> list[Markup]:
+        if self.plot.level is None:
+            return []
+        y = self.y(self.plot.level)
+        return [el("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="level")]
 
     def _axes(self) -> list[Markup]:
         right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM

@@ -37,15 +37,22 @@ def png(plot: Plot) -> bytes:
 def _lines(axes: Any, plot: LinePlot) -> None:
     for index, (name, points) in enumerate(plot.lines.items()):
         main = name == plot.emphasis
+        colour = _INK if main else _COLOURS[index % len(_COLOURS)]
+        if band := sorted(plot.bands.get(name, {}).items()):
+            lows, highs = zip(*(pair for _, pair in band), strict=True)
+            axes.fill_between([x for x, _ in band], lows, highs, color=colour, alpha=0.13, linewidth=0)
         axes.plot(
             *zip(*sorted(points.items()), strict=True),
             label=name,
-            color=_INK if main else _COLOURS[index % len(_COLOURS)],
+            color=colour,
+            linestyle="--" if not main and index // len(_COLOURS) % 2 else "-",
             linewidth=2.4 if main else 1.4,
             marker=_MARKERS[index % len(_MARKERS)],
             markersize=4,
             zorder=3 if main else 2,
         )
+    if plot.level is not None:
+        axes.axhline(plot.level, color="#55606c", linewidth=0.9, linestyle=":")
     axes.set(xlabel=plot.x_label, ylabel=plot.y_label, yticks=plot.y_ticks())
     axes.grid(axis="y", color="#dde2e7", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)

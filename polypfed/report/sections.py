@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 from polypfed.report import pictures
 from polypfed.report.figures import ALL as ALL_SITES
-from polypfed.report.figures import GLOBAL, MEAN, by_site, compared, flat, kept, matrix, plain
+from polypfed.report.figures import GLOBAL, MEAN, by_site, compared, federated, flat, kept, matrix, plain, strategies
 from polypfed.report.html import Markup, el, join, raw
 from polypfed.report.plots import LinePlot
 from polypfed.report.read import Run
 from polypfed.report.scale import duration, number, signed, size
 
 _MOST_PICTURES, _MOST_FAILURES = 24, 200
+_PERSONAL = {"ditto", "fedbn", "fedper"}
+_QUALITY = (("map50", "mAP50"), ("map50_95", "mAP50-95"), ("own_map50", "mAP50 of each site's own model"))
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,18 @@ def _section(id: str, title: str, intro: object, *children: object) -> Section:
 def quality(run: Run) -> Section | None:
     """mAP by round and site."""
     charts = []
-    for metric, name in (("map50", "mAP50"), ("map50_95", "mAP50-95")):
+    for metric, name in _QUALITY:
         lines = by_site(run, metric)
         if lines:
             plot = LinePlot(f"{name} by round and site", lines, name, emphasis=ALL_SITES, low=0.0)
             charts.append(el("div", el("h3", name), plot.svg(), _numbers(lines, number)))
     if not charts:
         return None
+    whose = (
+        "The global model" if federated(run) == GLOBAL else "The shared part of the model, with each site's own layers,"
+    )
     intro = (
-        "The global model on each site's validation images after every round; round 0 is the model at the "
+        f"{whose} on each site's validation images after every round; round 0 is the model at the "
         "start. mAP50 takes a box as right if it overlaps a true one by half (IoU 0.5); mAP50-95 averages over "
         "stricter overlaps."
     )
@@ -57,6 +62,8 @@ def cross_site(run: Run) -> Section | None:
         "round, and the global one. Each column is a site's validation images. Framed: a model on the images of its "
         "own site."
     )
+    if federated(run) != GLOBAL:
+        intro += " What a model does not share is always that of the site whose images these are."
     return _section("matrix", "Across sites", intro, el("div", heat.svg(), class_="scroll whole"))
 
 
@@ -65,7 +72,8 @@ def comparison(run: Run) -> Section | None:
     lines = compared(run)
     if not lines:
         return None
-    ours = next(line.overall for line in lines if line.name == GLOBAL)
+    named = federated(run)
+    ours = next(line.overall for line in lines if line.name == named)
     top = max(*(line.overall for line in lines), 1e-9)
     sites = sorted({site for line in lines for site in line.sites})
     rows = [
@@ -74,9 +82,9 @@ def comparison(run: Run) -> Section | None:
             el("th", line.name, scope="row"),
             *(el("td", number(line.sites.get(site))) for site in sites),
             el("td", number(line.overall)),
-            el("td", "" if line.name == GLOBAL else signed(ours - line.overall), class_=_tone(ours - line.overall)),
+            el("td", "" if line.name == named else signed(ours - line.overall), class_=_tone(ours - line.overall)),
             el("td", el("span", class_="bar", style=f"width:{200 * line.overall / top:.0f}px"), class_="track"),
-            class_="main" if line.name == GLOBAL else None,
+            class_="main" if line.name == named else None,
         )
         for line in lines
     ]
@@ -168,7 +176,8 @@ def samples(run: Run) -> Section | None:
         el("span", class_="key pred"),
         "detection, with its confidence",
     )
-    note = f"Validation images as the global model sees them; {len(shown)} of {len(run.pictures)} are shown."
+    whose = "each site's own model sees" if _PERSONAL & set(strategies(run)) else "the global model sees"
+    note = f"Validation images as {whose} them; {len(shown)} of {len(run.pictures)} are shown."
     return _section("samples", "Samples", note, key, el("div", *map(pictures.figure, shown), class_="gallery"))
 
 

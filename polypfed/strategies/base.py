@@ -1,6 +1,6 @@
 """The contract between the round engine and a federated algorithm: a server half and a client half, both pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -132,9 +132,10 @@ class Base:
                 where="reducer",
                 remedy="Ask more sites in a round, or choose another reducer",
             )
-        if isinstance(self.reducer, Mean):
+        weight = getattr(self.reducer, "weight", None)
+        if weight is not None:
             for site in sites:
-                self.reducer.weight(site, 1)
+                weight(site, 1)
 
     def wire(self, spec: ModelSpec) -> ModelSpec:
         """The whole model."""
@@ -163,7 +164,7 @@ class Averaging(Base):
     reducer: Reducer = Mean()
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.reducer, "start", None)):
+        if isinstance(self.reducer, type) or not callable(getattr(self.reducer, "start", None)):
             raise ConfigError(f"{self.reducer!r} is no reducer", where="reducer", remedy="Use Mean(), Median(), ...")
 
 
@@ -175,14 +176,16 @@ class Wrapper(Base):
         inner: the strategy that does the rest.
 
     Raises:
-        ConfigError: it is no strategy.
+        ConfigError: it is no strategy, or an asynchronous one.
     """
 
     inner: Strategy
 
     def __post_init__(self) -> None:
-        if not callable(getattr(self.inner, "step", None)):
+        if isinstance(self.inner, type) or not callable(getattr(self.inner, "step", None)):
             raise ConfigError(f"{self.inner!r} is no strategy", where="inner", remedy="Use FedAvg(), FedAdam(), ...")
+        if getattr(self.inner, "asynchronous", False):
+            raise ConfigError(f"{self.inner!r} is asynchronous: its rounds have no common start", where="inner")
 
     @property
     def reducer(self) -> Reducer:
@@ -222,6 +225,13 @@ class Wrapper(Base):
         return self.inner.keeps(before, after)
 
 
+def nested(strategy: Strategy) -> Iterator[Strategy]:
+    """The strategy and those it wraps, the outermost first."""
+    yield strategy
+    if isinstance(strategy, Wrapper):
+        yield from nested(strategy.inner)
+
+
 def wants(rule: LocalRule, what: Literal["linear", "full_gradient"]) -> bool:
     """Does the rule ask for this? One that does not speak of it does not."""
     return bool(getattr(rule, what, False))
@@ -229,22 +239,37 @@ def wants(rule: LocalRule, what: Literal["linear", "full_gradient"]) -> bool:
 
 def uploads(strategy: Strategy, boundary: int) -> dict[str, int]:
     """The extra vectors a client sends under `strategy` and their lengths, found by running its rule on zeros."""
+    return {name: int(np.size(vector)) for name, vector in _dry_run(strategy, boundary)[0].items()}
+
+
+def keeps_nothing(strategy: Strategy) -> bool:
+    """Does its client half keep nothing between rounds, so that a site may lose its folder and go on?"""
+    return not _dry_run(strategy, 2)[1]
+
+
+def _dry_run(strategy: Strategy, boundary: int) -> tuple[dict[str, Any], dict[str, Any]]:
     x = np.zeros(boundary, np.float32)
     rule = strategy.local_rule()
     shared = {"gradient": x} if wants(rule, "full_gradient") else {}
     rule.begin(x, {**strategy.broadcast(x, strategy.init(x)), **shared}, {})
-    extra, _ = rule.finish(x, x, 1, 1.0)
-    return {name: int(np.size(vector)) for name, vector in extra.items()}
+    return rule.finish(x, x, 1, 1.0)
 
 
 def rehearse(strategy: Strategy, sites: Sequence[str]) -> None:
     """Run one server step on zeros.
 
     Raises:
-        ConfigError: `step` asks for a vector that the client half does not send.
+        ConfigError: `step` asks for a vector that the client half does not send, or that for one not broadcast.
     """
     x = np.zeros(2, np.float32)
-    sent = {name: np.zeros(length, np.float32) for name, length in uploads(strategy, 2).items()}
+    try:
+        sent = {name: np.zeros(length, np.float32) for name, length in uploads(strategy, 2).items()}
+    except KeyError as error:
+        raise ConfigError(
+            f"the local rule asks for {error}, which clients do not get",
+            where="strategy",
+            remedy="Return it from broadcast",
+        ) from None
     cohort = Cohort(1, tuple(sites), (1,) * len(sites), len(sites))
     try:
         strategy.step(x, strategy.init(x), {"delta": x, **sent}, cohort)

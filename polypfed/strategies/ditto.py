@@ -1,19 +1,18 @@
 """Ditto: Li et al., Ditto: Fair and Robust Federated Learning Through Personalization, 2021, Alg. 1."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Evaluation, Task, Update
-from polypfed.core.model import Vector
+from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.pack import pack_state, unpack_inner, unpack_state
 from polypfed.core.seeds import derive
 from polypfed.core.settings import not_negative
 from polypfed.strategies.base import Base, Cohort, LocalRule, State, Strategy, Wrapper
 from polypfed.strategies.fedavg import FedAvg
 from polypfed.strategies.fedprox import ProxRule
-from polypfed.strategies.parts import PartClient
 from polypfed.strategies.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ class AnchoredRule(ProxRule):
 
     def begin(self, x: Any, shared: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
         """The anchor is the shared model, not the model training starts from."""
-        super().begin(shared["anchor"], shared, mine)
+        super().begin(shared["anchor"][: x.shape[0]], shared, mine)
 
 
 @Registry.add
@@ -39,9 +38,13 @@ class Anchored(Base):
         """The rule above."""
         return AnchoredRule(self.strength)
 
-    def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
+    def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
         """There is no server half."""
         raise ConfigError("is the client half of Ditto", where="strategy", remedy="Use Ditto")
+
+    def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
+        """Never asked for."""
+        raise NotImplementedError
 
 
 class DittoClient:
@@ -59,16 +62,16 @@ class DittoClient:
     def fit(self, task: Task) -> Update:
         """Both models. The own one first: the site's records are then those of the shared one."""
         x, kept = task.vectors["model"], self._inner.state()
-        boundary = self.client.initial()[0].boundary if hasattr(self.client, "initial") else x.size
         start = self.own(x)
         config = {**task.config, "strategy": self._rule, "seed": derive(task.seed, "ditto")}
         self.client.restore(b"")
-        alone = self.client.fit(Task(task.round, "fit", {"model": start, "anchor": x[:boundary]}, config))
+        alone = self.client.fit(Task(task.round, "fit", {"model": start, "anchor": x}, config))
         own = start + alone.vectors["delta"]
         self._inner.restore(kept)
         update = self._inner.fit(task)
         self._own = own
-        return update
+        spent = {k: v + update.metrics.get(k, 0.0) for k, v in alone.metrics.items() if k.endswith("_s")}
+        return replace(update, metrics={**update.metrics, **spent})  # the seconds of both
 
     def evaluate(self, task: Task) -> Evaluation:
         """Metrics of the shared model; of the own model as "own_" and the metric's name."""
@@ -115,9 +118,12 @@ class Ditto(Wrapper):
         super().__post_init__()
         not_negative(strength=self.strength)
 
+    def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
+        """Both models are whole: parts that stay at the site are the business of a strategy around this one."""
+        super().check(spec, sites, asked)
+        if self.wire(spec) is not spec:
+            raise ConfigError("FedBN and FedPer go outside: FedPer(inner=Ditto())", where="strategy.inner")
+
     def at_site(self, client: "Client") -> "Client":
         """The client with a second model."""
-        made = DittoClient(client, self)
-        if isinstance(self.inner.at_site(client), PartClient):
-            raise ConfigError("FedBN and FedPer go outside: FedPer(inner=Ditto())", where="strategy.inner")
-        return made
+        return DittoClient(client, self)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polypfed.core.model import Vector
-from polypfed.core.settings import positive
+from polypfed.core.settings import rate
 from polypfed.strategies.base import Averaging, Cohort, State
 from polypfed.strategies.registry import Registry
 
@@ -33,7 +33,7 @@ class FedAvg(Averaging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(eta=self.eta)
+        rate(eta=self.eta)
 
     def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
         """x + eta * mean delta."""

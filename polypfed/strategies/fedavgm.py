@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polypfed.core.model import Vector
-from polypfed.core.settings import fraction, positive
+from polypfed.core.settings import fraction, rate
 from polypfed.strategies.base import Averaging, Cohort, State
 from polypfed.strategies.fedavg import moved
 from polypfed.strategies.registry import Registry
@@ -35,7 +35,7 @@ class FedAvgM(Averaging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(eta=self.eta)
+        rate(eta=self.eta)
         fraction(momentum=self.momentum)
 
     def init(self, x: Vector) -> State:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from polypfed.core.errors import ConfigError
 from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.reduce import Mean
 from polypfed.core.seeds import generator
-from polypfed.core.settings import not_negative, positive, whole
+from polypfed.core.settings import not_negative, rate, whole
 from polypfed.strategies.base import Base, Cohort, State
 from polypfed.strategies.fedavg import moved
 from polypfed.strategies.registry import Registry
@@ -32,9 +33,14 @@ class FedBuff(Base):
         max_staleness: an update older than so many versions is dropped and recorded as late.
         spread: of the sites' pace on the virtual clock: standard deviation of the logarithm; 0 makes all equal.
 
+    Differs: a site whose update is in the buffer waits for the next version. If sites fail and the buffer cannot be
+    filled, what is in it counts, divided by its number, as long as the quorum is met.
+
     Raises:
         ConfigError: a setting is out of range, or there are fewer sites than the buffer takes.
     """
+
+    asynchronous: ClassVar[bool] = True
 
     buffer: int = 10
     eta: float = 1.0
@@ -44,7 +50,7 @@ class FedBuff(Base):
     def __post_init__(self) -> None:
         whole("buffer", self.buffer, 1)
         whole("max_staleness", self.max_staleness, 0)
-        positive(eta=self.eta)
+        rate(eta=self.eta)
         not_negative(spread=self.spread)
 
     @property

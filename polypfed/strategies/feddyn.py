@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from polypfed.core.model import Vector
-from polypfed.core.reduce import Mean
-from polypfed.core.settings import positive
-from polypfed.strategies.base import Base, Cohort, LocalRule, PlainRule, State
+from polypfed.core.settings import rate
+from polypfed.strategies.base import Cohort, LocalRule, PlainRule, State
+from polypfed.strategies.controlled import Controlled
 from polypfed.strategies.registry import Registry
 
 
@@ -34,32 +34,30 @@ class DynRule(PlainRule):
 
 @Registry.add
 @dataclass(frozen=True, kw_only=True)
-class FedDyn(Base):
+class FedDyn(Controlled):
     """A regulariser that each round bends every client's loss until all agree on one minimum.
 
         client   y_i ~ argmin f_i(y) - <g_i, y> + alpha/2 |y - x|^2 ;  g_i <- g_i - alpha (y_i - x)
         server   h <- h - alpha/N sum_S D_i ;  x <- x + mean_S D_i - h/alpha            h = g_i = 0 at first
 
-    In every round h is the mean of g_i over all N sites. One vector travels each way, as in FedAvg.
+    In every round h is the mean of g_i over all N sites. One vector travels each way, as in FedAvg. With fixed
+    weights, mean_S and the mean over all sites are weighted by them: the limit is the optimum of that sum.
 
     Args:
         alpha: strength of the regulariser, above 0. Small alpha with few sites a round makes h/alpha jump.
+        weights: of the sites by name, fixed for the run, in both lines of the server; None weighs all alike.
 
-    Differs: the paper minimises exactly; here by the local steps of the client.
+    Differs: the paper minimises exactly; here by the local steps of the client. `weights` is not in the paper.
 
     Raises:
-        ConfigError: alpha is not above 0.
+        ConfigError: alpha or a weight is not above 0, or the weights are not of the sites.
     """
 
     alpha: float = 0.01
 
     def __post_init__(self) -> None:
-        positive(alpha=self.alpha)
-
-    @property
-    def reducer(self) -> Mean:
-        """Even: the invariant holds for no other weights."""
-        return Mean("uniform")
+        super().__post_init__()
+        rate(alpha=self.alpha)
 
     def init(self, x: Vector) -> State:
         """h = 0, (T,)."""
@@ -71,6 +69,5 @@ class FedDyn(Base):
 
     def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
         """x + mean delta - h/alpha with the new h."""
-        share = len(cohort.clients) / cohort.population
-        h = state["h"] - np.float32(self.alpha * share) * mean["delta"]
+        h = state["h"] - np.float32(self.alpha * self.share(cohort)) * mean["delta"]
         return x + mean["delta"] - h / np.float32(self.alpha), {"h": h}

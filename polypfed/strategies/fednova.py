@@ -9,7 +9,7 @@ import numpy as np
 from polypfed.core.messages import Update
 from polypfed.core.model import Vector
 from polypfed.core.reduce import Mean
-from polypfed.core.settings import positive
+from polypfed.core.settings import rate
 from polypfed.strategies.base import Base, Cohort, LocalRule, PlainRule, State
 from polypfed.strategies.fedavg import moved
 from polypfed.strategies.registry import Registry
@@ -56,7 +56,7 @@ class FedNova(Base):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(eta=self.eta)
+        rate(eta=self.eta)
 
     @property
     def reducer(self) -> NovaMean:

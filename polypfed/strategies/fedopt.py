@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polypfed.core.model import Vector
-from polypfed.core.settings import fraction, positive
+from polypfed.core.settings import fraction, rate
 from polypfed.strategies.base import Averaging, Cohort, State
 from polypfed.strategies.registry import Registry
 
@@ -37,7 +37,7 @@ class Adaptive(Averaging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(eta=self.eta, tau=self.tau)
+        rate(eta=self.eta, tau=self.tau)
         fraction(beta1=self.beta1)
 
     def second(self, v: Vector, square: Vector) -> Vector:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from polypfed.core.model import Vector
-from polypfed.core.settings import not_negative, positive
+from polypfed.core.settings import not_negative, rate
 from polypfed.strategies.base import Averaging, Cohort, LocalRule, PlainRule, State
 from polypfed.strategies.fedavg import moved
 from polypfed.strategies.registry import Registry
@@ -55,7 +55,7 @@ class FedProx(Averaging):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(eta=self.eta)
+        rate(eta=self.eta)
         not_negative(mu=self.mu)
 
     def local_rule(self) -> LocalRule:

@@ -1,6 +1,7 @@
 """The client half as a client meets it: built from what the task says, kept to the part of the model that travels."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,15 @@ def rule_of(config: Mapping[str, Any], spec: ModelSpec) -> LocalRule:
     rule, wire = strategy.local_rule(), strategy.wire(spec)
     if wire is spec or type(rule) is PlainRule:
         return rule
-    kept = {part.name for part in wire.parts}
-    places = spec.places(kept)
-    return _Partial(rule, places[places < spec.boundary])
+    return _Partial(rule, places_of(spec, wire)[: wire.boundary])
+
+
+@lru_cache(maxsize=8)
+def places_of(spec: ModelSpec, wire: ModelSpec) -> np.ndarray[Any, Any]:
+    """Where the values that travel lie in the whole vector, ascending; one array serves all sites of a process."""
+    places = spec.places({part.name for part in wire.parts})
+    places.setflags(write=False)
+    return places
 
 
 class _Partial:

@@ -17,6 +17,7 @@ from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.pack import pack_state, unpack_inner, unpack_state
 from polypfed.strategies.base import Strategy, Wrapper
 from polypfed.strategies.fedavg import FedAvg
+from polypfed.strategies.local import places_of
 from polypfed.strategies.registry import Registry
 
 if TYPE_CHECKING:
@@ -37,10 +38,13 @@ class PartClient:
         if initial is None:
             raise ConfigError("has no initial(), which gives the parts that stay at a site", where=client.name)
         spec, x = initial()
-        self.client, self.name, self._inner = client, client.name, strategy.inner.at_site(client)
-        names = strategy.names(spec)
-        self._own = spec.places(names)
-        self._shared = spec.places({p.name for p in spec.parts} - names)
+        inner: Client = strategy.inner.at_site(client)
+        if isinstance(inner, PartClient):  # FedPer(inner=FedBN()): completing the model once does for both
+            inner = inner._inner
+        self.client, self.name = client, client.name
+        self._inner: Client = inner
+        self._shared = places_of(spec, strategy.wire(spec))
+        self._own = np.delete(np.arange(spec.size), self._shared)
         self._first: Vector = x[self._own].copy()
         self._mine = self._first
 
@@ -86,18 +90,26 @@ class _Parts(Wrapper):
 
     def wire(self, spec: ModelSpec) -> ModelSpec:
         """The model without them."""
-        try:
-            return self.inner.wire(spec.without(self.names(spec)))
-        except LayoutError as error:
-            raise ConfigError(error.problem, where="strategy.local", remedy="Keep less of the model local") from None
+        return self.inner.wire(self._rest(spec))
 
     def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
         """Something must be left to share."""
-        self.inner.check(self.wire(spec), sites, asked)
+        self.inner.check(self._rest(spec), sites, asked)
 
     def at_site(self, client: "Client") -> "Client":
         """The client that completes what it receives."""
         return PartClient(client, self)
+
+    def _rest(self, spec: ModelSpec) -> ModelSpec:
+        try:
+            return spec.without(self.names(spec))
+        except LayoutError as error:
+            raise ConfigError(error.problem, where="strategy.local", remedy="Keep less of the model local") from None
+
+
+def _layer(name: str) -> str:
+    """The layer an array belongs to: 0.bn for 0.bn.weight."""
+    return name.rpartition(".")[0]
 
 
 @Registry.add
@@ -117,9 +129,8 @@ class FedBN(_Parts):
 
     def names(self, spec: ModelSpec) -> set[str]:
         """A BatchNorm layer is one with running statistics."""
-        ending = "running_mean"
-        layers = tuple(p.name.removesuffix(ending) for p in spec.parts if p.name.endswith(ending))
-        found = {p.name for p in spec.parts if p.name.rpartition(".")[0] + "." in layers}
+        layers = {_layer(p.name) for p in spec.parts if p.name.rpartition(".")[2] == "running_mean"}
+        found = {p.name for p in spec.parts if _layer(p.name) in layers}
         if not found:
             raise ConfigError("the model has no BatchNorm layer", where="strategy", remedy="Use FedPer, or FedAvg")
         return found
@@ -135,15 +146,17 @@ class FedPer(_Parts):
         inner: what shares the rest; FedAvg in the paper.
 
     Raises:
-        ConfigError: a name fits nothing in the model, or nothing is left to share.
+        ConfigError: no name is given, one fits nothing in the model, or nothing is left to share.
     """
 
     local: tuple[str, ...] = ("head",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.local, str) or not all(isinstance(name, str) for name in self.local):
-            raise ConfigError(f"{self.local!r} is not a list of names", where="local")
+        listed = isinstance(self.local, Sequence) and not isinstance(self.local, str)
+        if not listed or not self.local or not all(isinstance(name, str) and name for name in self.local):
+            raise ConfigError(f"{self.local!r} is not a list of names", where="local", remedy='Such as ("head",)')
+        object.__setattr__(self, "local", tuple(self.local))  # a list, as TOML gives it, is no other setting
 
     def names(self, spec: ModelSpec) -> set[str]:
         """The arrays of the groups, and those the patterns fit."""

@@ -2,20 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, ClassVar, TypeVar, cast
 
 from polypfed.core.errors import ConfigError
 from polypfed.core.reduce import Mean
+from polypfed.core.robust import GeometricMedian, Krum, Median, MultiKrum, NormClip, TrimmedMean
 from polypfed.strategies.base import Base, Strategy
 
 A = TypeVar("A")
+
+REDUCERS = (Mean, Median, TrimmedMean, Krum, MultiKrum, GeometricMedian, NormClip)
 
 
 class Registry:
     """Strategies, and the reducers they are given, by name."""
 
-    _known: ClassVar[dict[str, type]] = {"mean": Mean}
+    _known: ClassVar[dict[str, type]] = {kind.__name__.lower(): kind for kind in REDUCERS}
 
     @classmethod
     def add(cls, kind: type[A]) -> type[A]:
@@ -36,7 +39,21 @@ class Registry:
     @classmethod
     def describe(cls, strategy: Strategy) -> dict[str, Any]:
         """The strategy as JSON values; `build` gives it back."""
-        return cast("dict[str, Any]", _plain(strategy))
+        return cast("dict[str, Any]", cls.plain(strategy))
+
+    @classmethod
+    def plain(cls, value: Any) -> Any:
+        """Any known dataclass as JSON values, its name among them."""
+        return _plain(value)
+
+    @classmethod
+    def revive(cls, description: Mapping[str, Any], where: str) -> Any:
+        """The known dataclass that `description` names.
+
+        Raises:
+            ConfigError: the name or a setting is unknown or out of range; it is said under `where`.
+        """
+        return cls._build(description, where)
 
     @classmethod
     def check(cls, strategy: Strategy) -> None:
@@ -76,13 +93,17 @@ class Registry:
         name = str(settings.pop("name", "")).lower()
         if name not in cls._known:
             known = cls.strategies() if where == "strategy" else sorted(cls._known)
-            raise ConfigError(f"no strategy is called {name!r}", where=where, remedy=f"Known: {known}")
+            sort = "strategy" if where == "strategy" else "strategy or reducer"
+            raise ConfigError(f"no {sort} is called {name!r}", where=where, remedy=f"Known: {known}")
         kind = cls._known[name]
         allowed = {f.name for f in fields(kind)}
         if unknown := set(settings) - allowed:
             raise ConfigError(
                 f"{name} has no setting {sorted(unknown)[0]!r}", where=where, remedy=f"It has: {sorted(allowed)}"
             )
+        needed = (f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
+        if lacking := sorted(set(needed) - set(settings)):
+            raise ConfigError(f"{name} needs the setting {lacking[0]!r}", where=where)
         return kind(**{key: cls._revived(value, f"{where}.{key}") for key, value in settings.items()})
 
     @classmethod

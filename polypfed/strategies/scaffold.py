@@ -8,9 +8,9 @@ import numpy as np
 
 from polypfed.core.errors import ConfigError
 from polypfed.core.model import Vector
-from polypfed.core.reduce import Mean
-from polypfed.core.settings import positive
-from polypfed.strategies.base import Base, Cohort, LocalRule, PlainRule, State
+from polypfed.core.settings import rate
+from polypfed.strategies.base import Cohort, LocalRule, PlainRule, State
+from polypfed.strategies.controlled import Controlled
 from polypfed.strategies.fedavg import moved
 from polypfed.strategies.registry import Registry
 
@@ -42,7 +42,7 @@ class ScaffoldRule(PlainRule):
 
 @Registry.add
 @dataclass(frozen=True, kw_only=True)
-class Scaffold(Base):
+class Scaffold(Controlled):
     """Local steps corrected by the difference between the client's own gradient and everybody's.
 
         client   y <- y - lr ( g_i(y) - c_i + c )                       K_i times
@@ -63,23 +63,17 @@ class Scaffold(Base):
     of the weights of the controls.
 
     Raises:
-        ConfigError: eta or a weight is not above 0, or the option is another word.
+        ConfigError: eta or a weight is not above 0, the option is another word, or the weights are not of the sites.
     """
 
     eta: float = 1.0
     option: Option = "II"
-    weights: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        positive(eta=self.eta)
+        super().__post_init__()
+        rate(eta=self.eta)
         if self.option not in ("I", "II"):
             raise ConfigError(f"{self.option!r} is not one of I, II", where="option")
-        Mean("uniform" if self.weights is None else self.weights)
-
-    @property
-    def reducer(self) -> Mean:
-        """Even, or by the fixed weights. A rule that drops outliers would part c from the mean of c_i."""
-        return Mean("uniform" if self.weights is None else self.weights)
 
     def init(self, x: Vector) -> State:
         """c = 0, (T,)."""
@@ -95,7 +89,4 @@ class Scaffold(Base):
 
     def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
         """Lines 16 and 17: x + eta D and c + (share of the cohort) dc."""
-        share = len(cohort.clients) / cohort.population
-        if self.weights is not None:
-            share = sum(self.weights[name] for name in cohort.clients) / sum(self.weights.values())
-        return moved(x, self.eta, mean["delta"]), {"c": moved(state["c"], share, mean["dc"])}
+        return moved(x, self.eta, mean["delta"]), {"c": moved(state["c"], self.share(cohort), mean["dc"])}

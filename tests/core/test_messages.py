@@ -72,6 +72,74 @@ def test_the_layout_of_the_bytes_is_the_documented_one() -> None:
     assert encode(Failure("a", 1, "r")).startswith(b"PFED\x01")
 
 
+VECTORS = {
+    "delta": DELTA,
+    "b": np.arange(3, dtype=np.float64),
+    "a": np.zeros(0, np.float32),
+    "q": np.array([[-3, 5]], np.int8),
+    "h": np.ones((2, 1), np.float16),
+    "": np.array(7, np.int64),
+}
+
+
+def body_of(message: bytes) -> bytes:
+    return message[9 + struct.unpack_from("<I", message, 5)[0] :]
+
+
+def test_the_body_is_a_safetensors_file_to_the_byte() -> None:
+    body = body_of(encode(Update("a", 1, VECTORS, 1)))
+    assert same(safetensors.numpy.load(body), VECTORS)
+    for some in ({}, {"delta": DELTA}, {"c": DELTA, "delta": DELTA}):
+        assert body_of(encode(Update("a", 1, some, 1))) == safetensors.numpy.save(some)
+
+
+def test_vectors_lie_in_the_bytes_of_the_message_and_nowhere_else() -> None:
+    for name in ("a", "ab", "abc"):  # whatever the length of the header
+        data = encode(Update(name, 1, VECTORS, 1))
+        update = decode(data)
+        assert isinstance(update, Update)
+        assert same(dict(update.vectors), VECTORS)
+        assert all(v.flags.aligned for v in update.vectors.values())
+        assert np.shares_memory(update.vectors["delta"], np.frombuffer(data, np.uint8))
+
+
+def test_a_buffer_that_will_be_used_again_is_copied() -> None:
+    buffer = bytearray(encode(Update("a", 1, VECTORS, 1)))
+    update = decode(memoryview(buffer))
+    buffer[:] = bytes(len(buffer))
+    assert isinstance(update, Update)
+    assert same(dict(update.vectors), VECTORS)
+
+
+def test_vectors_of_other_senders_may_be_unaligned() -> None:
+    for blanks in range(8):
+        header = json.dumps(UPDATE).encode() + b" " * blanks
+        update = decode(b"PFED\x01" + struct.pack("<I", len(header)) + header + BODY)
+        assert isinstance(update, Update)
+        assert update.vectors["delta"].flags.aligned
+        assert same(update.vectors["delta"], DELTA)
+
+
+def test_what_is_read_is_what_the_library_reads() -> None:
+    """Whatever body passes has the same arrays by safetensors; with mutations in its table."""
+    draw, original, survived = np.random.default_rng(21), body_of(encode(Update("a", 1, VECTORS, 1))), 0
+    for _ in range(3000):
+        body = bytearray(original)
+        for _ in range(draw.integers(1, 3)):
+            body[int(draw.integers(8, len(body)))] = b'0123456789,[]{}:FIU"abd '[draw.integers(24)]
+        try:
+            update = decode(framed(UPDATE, bytes(body)))
+        except MessageError:
+            continue
+        assert isinstance(update, Update)
+        wanted = safetensors.numpy.load(bytes(body))
+        assert {k: (v.dtype, v.shape, v.tobytes()) for k, v in wanted.items()} == {
+            k: (v.dtype, v.shape, v.tobytes()) for k, v in update.vectors.items()
+        }
+        survived += 1
+    assert 100 < survived < 2900
+
+
 def test_decoded_vectors_cannot_be_written() -> None:
     task = decode(encode(EXAMPLES[0]))
     assert isinstance(task, Task)

@@ -77,3 +77,28 @@ def test_files(plot: LinePlot | HeatMap, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'\.pdf'"):
         write_plot(plot, tmp_path / "a.pdf")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a.svg", "b.svg"]
+
+
+def _places(svg: str, kind: str) -> list[tuple[float, float]]:
+    (path,) = [p for p in ET.fromstring(svg).iter(f"{NS}path") if p.get("class") == kind]
+    return [(float(x), float(y)) for x, y in re.findall(r"([\d.]+),([\d.]+)", path.get("d", ""))]
+
+
+def test_a_band_runs_along_its_lows_and_back_along_its_highs() -> None:
+    plot = LinePlot("t", {"a": {0: 0.5, 2: 0.5}}, "y", bands={"a": {0: (0.0, 1.0), 2: (0.25, 0.5)}}, low=0, high=1)
+    low0, low2, high2, high0 = _places(standalone(plot.svg()), "band")
+    (x0, middle), (x2, _) = _places(standalone(plot.svg()), "stroke")
+    assert (low0[0], low2[0], high2[0], high0[0]) == (x0, x2, x2, x0)
+    assert high2[1] == middle
+    assert low0[1] - middle == pytest.approx(middle - high0[1], abs=0.11)
+    assert low2[1] - middle == pytest.approx((low0[1] - middle) / 2, abs=0.11)
+
+
+def test_bands_and_a_level_widen_the_axis_and_the_level_is_marked() -> None:
+    plot = LinePlot("t", {"a": {0: 0.5, 1: 0.5}}, "y", bands={"a": {0: (0.2, 0.6)}}, level=0.9)
+    assert plot.y_ticks()[0] <= 0.2
+    assert plot.y_ticks()[-1] >= 0.9
+    root = ET.fromstring(standalone(plot.svg()))
+    (level,) = [e for e in root.iter(f"{NS}line") if e.get("class") == "level"]
+    assert level.get("y1") == level.get("y2")
+    assert float(level.get("y1", "nan")) < _places(standalone(plot.svg()), "stroke")[0][1], "0.9 is above 0.5"

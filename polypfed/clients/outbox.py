@@ -1,0 +1,90 @@
+"""What a site does to its update before it leaves, under stages: one flat vector, the float stages, rounding."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from polypfed.core.errors import LayoutError
+from polypfed.core.gate import norm_of
+from polypfed.core.messages import Task, Update
+from polypfed.core.model import ModelSpec, Vector
+from polypfed.core.reduce import Mean
+from polypfed.privacy.dp import AdaptiveNorm
+from polypfed.privacy.plan import Plan
+from polypfed.privacy.quantise import Codec, Encoded, Grid
+from polypfed.privacy.stage import At, Clip, Encrypt, Mask, Noise, Quantise, RandomK, Stage, TopK
+from polypfed.strategies.base import Strategy, uploads
+from polypfed.strategies.registry import Registry
+
+A = TypeVar("A")
+for _kind in (Clip, Noise, RandomK, TopK, Quantise, Encrypt, Mask, AdaptiveNorm):
+    Registry.add(_kind)
+
+
+def describe(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """The stages as JSON values."""
+    return [Registry.plain(stage) for stage in stages]
+
+
+def build(description: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
+    """The inverse of `describe`.
+
+    Raises:
+        ConfigError: a name or setting is unknown or out of range.
+    """
+    return tuple(cast(Stage, Registry.revive(item, f"stages.{i}")) for i, item in enumerate(description))
+
+
+def plan_of(strategy: Strategy, layout: ModelSpec, stages: Sequence[Stage], sites: int) -> Plan:
+    """What is sent under these; `layout`: of the whole model."""
+    spec = strategy.wire(layout)
+    return Plan.of(spec, uploads(strategy, spec.boundary), strategy.reducer, stages, sites)
+
+
+class Outbox:
+    """The stages at one site, and what they keep between rounds."""
+
+    def __init__(self, plan: Plan, strategy: Strategy, name: str) -> None:
+        self.plan, self.name = plan, name
+        self._reducer = strategy.reducer
+        self.kept: dict[str, Vector] = {}
+
+    def flat(self, update: Update, at: At) -> tuple[Vector, bool]:
+        """The vector behind the float stages, and whether clipping left it as it was.
+
+        Raises:
+            LayoutError: the update is not finite.
+        """
+        scale = np.float32(self._reducer.scale(update)) if isinstance(self._reducer, Mean) else np.float32(1)
+        delta = update.vectors["delta"].copy()
+        delta[self.plan.spec.trainable] *= scale
+        vector = self.plan.join({**update.vectors, "delta": delta})
+        norm = norm_of(vector)
+        if np.isnan(norm):
+            raise LayoutError("the update is not finite", where=self.name, remedy="Lower the learning rate")
+        clip = self.plan.pipeline.find(Clip)
+        out, kept = self.plan.pipeline.forward(vector, self.kept, at)
+        self.kept = {**{k: v for k, v in self.kept.items() if k == "rounding"}, **kept}
+        return np.ascontiguousarray(out, np.float32), clip is None or norm <= clip.bound(at)
+
+    def slots(self, codec: Codec, vector: Vector, weight: int, at: At) -> Encoded:
+        """The vector on the grid."""
+        encoded, kept = self.plan.pipeline.encode(codec, vector, weight, self.kept, at)
+        self.kept = {**self.kept, **kept}
+        return encoded
+
+
+def at_site(task: Task, name: str, reference: Vector | None = None) -> At:
+    """Where in the run a task is, as its config says."""
+    about = task.config["stages"]
+    given = task.vectors.get("reference", reference)
+    return At(
+        seed=int(about["seed"]), round=task.round, site=name, reference=given, norm=about.get("norm"),
+        simulate=bool(about.get("simulate", False)),
+    )  # fmt: skip
+
+
+def grid_of(about: Mapping[str, Any]) -> Grid:
+    """A grid from JSON values."""
+    return Grid(tuple(about["bounds"]), tuple(about["sizes"]))

@@ -1,0 +1,60 @@
+"""Where keys lie: a site's folder `keys` holds its identity and its own copy of the roster, the server's likewise."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from polypfed.core.errors import MessageError
+from polypfed.core.files import write_atomic
+from polypfed.core.messages import strict_json
+from polypfed.privacy.errors import KeyRefused
+from polypfed.privacy.roster import Identity, Roster
+
+IDENTITY, ROSTER = "identity.key", "roster.json"
+SERVER_NAME = "server"
+
+
+def write_roster(path: Path, roster: Roster) -> None:
+    """Write the public keys as JSON."""
+    write_atomic(path, json.dumps(roster.to_json(), indent=1).encode() + b"\n")
+
+
+def read_roster(path: Path) -> Roster:
+    """The inverse of `write_roster`.
+
+    Raises:
+        KeyRefused: the file is missing, or is no roster.
+    """
+    try:
+        return Roster.from_json(strict_json(path.read_bytes()))
+    except (OSError, MessageError) as error:
+        raise KeyRefused(f"is no roster ({error})", where=path, remedy="Make it with polypfed keys") from None
+
+
+def open_keys(folder: Path) -> tuple[Identity, Roster]:
+    """The identity and roster in a `keys` folder.
+
+    Raises:
+        KeyRefused: one is missing, damaged or readable by others.
+    """
+    return Identity.load(folder / IDENTITY), read_roster(folder / ROSTER)
+
+
+def provision(names: Sequence[str], root: Path) -> None:
+    """Identities for every site of a simulation and its server, and the roster of all, below `root`; kept if there.
+
+    Real sites make their own identity and compare the roster by fingerprint: `polypfed keys`.
+    """
+    folders = {name: root / "sites" / name / "keys" for name in names}
+    folders[SERVER_NAME if SERVER_NAME not in names else "server-"] = root / "keys"
+    members = {}
+    for name, folder in folders.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chmod(folder, 0o700)
+        if not (folder / IDENTITY).exists():
+            Identity.create(name).save(folder / IDENTITY)
+        members[name] = Identity.load(folder / IDENTITY).public
+    roster = Roster(tuple(members[name] for name in names), next(m for n, m in members.items() if n not in names))
+    for folder in folders.values():
+        write_roster(folder / ROSTER, roster)

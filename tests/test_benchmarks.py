@@ -1,0 +1,33 @@
+"""The quick form of a benchmark still supports what is claimed of it."""
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_scaffold_needs_at_most_half_of_the_rounds_on_sorted_labels(tmp_path: Path) -> None:
+    out = tmp_path / "strategies.jsonl"
+    command = [sys.executable, str(ROOT / "benchmarks" / "strategies.py"), "--quick", "--check", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rounds: dict[tuple[str, int, int], list[int]] = defaultdict(list)
+    for line in out.read_text().splitlines():
+        row = json.loads(line)
+        rounds[row["strategy"], row["similarity"], row["epochs"]].append(row["rounds"] or row["limit"] + 1)
+    assert all(len(found) == 5 for found in rounds.values())
+    for epochs in (1, 10):
+        pairs = zip(rounds["scaffold", 0, epochs], rounds["fedavg", 0, epochs], strict=True)
+        assert median(ours / theirs for ours, theirs in pairs) <= 0.5
+        level = median(rounds["scaffold", 100, epochs]) / median(rounds["fedavg", 100, epochs])
+        assert 0.5 <= level <= 2, "nothing to gain where all sites are alike"
+    assert median(rounds["fedavg", 0, 10]) > 1.25 * median(rounds["fedavg", 0, 1])
+    assert median(rounds["scaffold", 0, 10]) <= 1.25 * median(rounds["scaffold", 0, 1])
+    assert (tmp_path / "strategies.svg").read_text().startswith("<svg")
