@@ -59,7 +59,7 @@ class PolypRecipe(Recipe):  # type: ignore[misc]  # nvflare has no types
         job.set_app_packages(["polypfed"])
         job.to_server(PolypController(run or name, rounds, federation, settings), id="rounds")
         job.to_server({"server": {"task_request_interval": interval}})
-        job.to_clients(PolypExecutor(client, client_settings), tasks=["fit", "evaluate"])
+        job.to_clients(PolypExecutor(client, client_settings))
         if code is not None:  # as a folder: of a file NVFlare would keep its path, and take along what it imports
             self._code = tempfile.TemporaryDirectory(prefix="polypfed-")
             shutil.copy(code, self._code.name)
