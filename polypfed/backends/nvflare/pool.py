@@ -1,20 +1,25 @@
-"""Processes in which clients train: one that crashes, hangs or eats all memory is a Failure, and the job goes on."""
+"""Processes in which clients train: one that crashes, hangs or eats all memory is a Failure, and the job goes on.
 
-import queue
+A client stays in one process, and its Site stays open there: what a protocol of several steps keeps in memory between
+them (the secrets of a masked sum, which must not lie on disk) is still there at the next step.
+"""
+
 import threading
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
 
-from polypfed.backends.local import _late, _lost, _Worker
+from polypfed.backends.local import _encoded, _late, _lost, _prepare, _Worker, open_site
 from polypfed.clients.base import Client
+from polypfed.clients.site import Site
 from polypfed.core.messages import Failure, Reply, Task, decode, encode
 
 _LOOK = 0.1  # seconds between two looks at the abort signal
 
 
 class Pool:
-    """Up to `size` processes that serve these clients; any may serve any, since what a site keeps lies on disk.
+    """Up to `size` processes that serve these clients.
 
     Args:
         directory: the clients' state is kept below `directory`/sites.
@@ -22,11 +27,9 @@ class Pool:
 
     def __init__(self, clients: Sequence[Client], directory: Path, size: int) -> None:
         self._clients, self._directory = list(clients), directory
-        self._idle = queue.LifoQueue[_Worker | None]()  # the warm ones first; None is one not started yet
-        for _ in range(size):
-            self._idle.put(None)
-        self._all = dict[int, _Worker]()
-        self._lock = threading.Lock()
+        self._slots = [_Slot() for _ in range(min(size, len(clients)))]
+        names = sorted(c.name for c in clients)
+        self._slot_of = {name: self._slots[i % len(self._slots)] for i, name in enumerate(names)}
         self._closed = False
 
     def warm(self) -> None:
@@ -35,9 +38,9 @@ class Pool:
         Raises:
             ConfigError: the clients cannot be sent to one.
         """
-        waiting = [self._idle.get() for _ in range(self._idle.qsize())]
-        for worker in waiting:
-            self._idle.put(self._renew(None) if worker is None else worker)
+        for slot in self._slots:
+            with slot.lock:
+                self._worker(slot)
 
     def perform(self, name: str, task: Task, end: float, aborted: Callable[[], bool] = lambda: False) -> Reply:
         """The answer of the client called `name`; a Failure if its process ends, or monotonic() passes `end`."""
@@ -49,47 +52,45 @@ class Pool:
         self, name: str, data: bytes, task: Task, end: float, aborted: Callable[[], bool] = lambda: False
     ) -> bytes | Failure:
         """As `perform`, of a task that is encoded already, and with an encoded reply."""
-        try:
-            worker = self._idle.get(timeout=max(0.0, min(end - monotonic(), threading.TIMEOUT_MAX)))
-        except queue.Empty:
+        slot = self._slot_of[name]
+        if not slot.lock.acquire(timeout=max(0.0, min(end - monotonic(), threading.TIMEOUT_MAX))):
             return _late(name, task)
         try:
-            if worker is None or not worker.process.is_alive():
-                worker = self._renew(worker)
+            if self._closed:
+                return _lost(name, task)
+            worker = self._worker(slot)
             answer = _ask(worker, name, data, task, end, aborted)
             if isinstance(answer, Failure):  # its process has ended, or is at work on what nobody waits for
-                self._drop(worker)
-                worker = None
+                worker.stop()
+                slot.worker = None
             return answer
         finally:
-            self._idle.put(worker)
+            slot.lock.release()
 
-    def _renew(self, worker: _Worker | None) -> _Worker:
-        if worker is not None:
-            self._drop(worker)
-        fresh = _Worker.start(self._clients, self._directory)
-        with self._lock:
-            self._all[id(fresh)] = fresh
-            closed = self._closed
-        if closed:
-            fresh.stop()
-        return fresh
-
-    def _drop(self, worker: _Worker) -> None:
-        """End this process; the next task that needs one starts another."""
-        with self._lock:
-            self._all.pop(id(worker), None)
-        worker.stop()
+    def _worker(self, slot: "_Slot") -> _Worker:
+        if slot.worker is not None and not slot.worker.process.is_alive():
+            slot.worker.stop()
+            slot.worker = None
+        if slot.worker is None:
+            mine = [c for c in self._clients if self._slot_of[c.name] is slot]
+            slot.worker = _Worker.start(mine, self._directory, _work)
+        return slot.worker
 
     def close(self) -> None:
-        """End the processes."""
-        with self._lock:
-            self._closed = True
-            workers = list(self._all.values())
-            self._all.clear()
-        for worker in workers:
-            worker.process.kill()
-            worker.process.join()
+        """End the processes; whoever waits for one hears that it is lost."""
+        self._closed = True
+        for slot in self._slots:
+            if (worker := slot.worker) is not None:
+                worker.process.kill()
+                worker.process.join()
+
+
+class _Slot:
+    """A place for one process, and the right to use it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.worker: _Worker | None = None
 
 
 def _ask(
@@ -106,3 +107,18 @@ def _ask(
         return worker.pipe.recv_bytes()
     except (EOFError, OSError):
         return _lost(name, task)
+
+
+def _work(pipe: Connection, clients: list[Client], directory: Path | None, modules: list[str]) -> None:
+    """A process: one task at a time until the pipe closes; it does not outlive its parent."""
+    _prepare(modules)
+    by_name, sites = {c.name: c for c in clients}, dict[str, Site]()
+    while True:
+        try:
+            name, task = pipe.recv_bytes().decode(), decode(pipe.recv_bytes())
+        except (EOFError, OSError):
+            return
+        if isinstance(task, Task):
+            if name not in sites:
+                sites[name] = open_site(by_name[name], directory)
+            pipe.send_bytes(_encoded(sites[name].perform(task)))

@@ -19,9 +19,11 @@ from polypfed.backends import Host, Local
 from polypfed.backends.nvflare import NVFlare
 from polypfed.backends.nvflare.simulation import family
 from polypfed.core.errors import ConfigError
+from polypfed.privacy.modes import stages
+from polypfed.privacy.stage import Encrypt, Quantise
 from polypfed.strategies import FedAdam, FedAvg, Scaffold
 from tests.live.nvflare import study
-from tests.problems import ROOT, Odd, bits, divide, exit_hard, scores, sites, sleep_long
+from tests.problems import ROOT, Odd, Quadratic, bits, divide, exit_hard, scores, sites, sleep_long
 
 pytestmark = pytest.mark.live
 PATIENT = 60.0
@@ -198,3 +200,29 @@ def hosted(vectors: Any, config: Any) -> Iterator[Any]:
     local = Local()
     local.host(sites(1), None)
     yield from local.exchange({"site-00": Task(1, "fit", vectors, config)}, PATIENT)
+
+
+def staged(mode: Any) -> Federation:
+    clients = [
+        NumpyClient(f"s{i}", Quadratic(1.0 + i, 0.5 * i), np.linspace(0.1, 1, 50), steps=3 + i, weight=50 + 10 * i)
+        for i in range(3)
+    ]
+    codec = Quantise(bits=11, cap=100, bound=1.0)
+    line = [codec, Encrypt(snapshot=2)] if mode == "he" else stages(mode, cap=100, bound=1.0, bits=11)
+    return Federation(clients=clients, strategy=FedAdam(), stages=line, quorum=3)
+
+
+@pytest.mark.parametrize("mode", ["he", "secagg"])
+def test_encrypted_and_masked_rounds_give_the_bits_of_local(tmp_path: Path, nvflare: NVFlare, mode: Any) -> None:
+    """Ciphertext and keys travel as opaque bytes; the secrets of a masked sum live on in the site's process."""
+    pytest.importorskip("tenseal")
+    there = staged(mode).run(2, nvflare, tmp_path / "there")
+    here = staged(mode).run(2, Local(), tmp_path / "here")
+    assert not there.failures
+    if mode == "secagg":
+        assert bits(there) == bits(here)
+    models = [
+        sorted(p.read_bytes() for p in (tmp_path / d).glob("sites/*/model.safetensors")) for d in ("there", "here")
+    ]
+    assert models[0] == models[1]
+    assert len(models[0]) == (3 if mode == "he" else 0)  # under encryption only the sites have the model
