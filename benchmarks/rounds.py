@@ -1,12 +1,15 @@
 """What a federated round costs beside the training in it: CPU time over plain training, and peak memory.
 
-    python benchmarks/rounds.py [--quick] [--check] [--repeats 7] [--out runs/bench/rounds.jsonl]
+    python benchmarks/rounds.py [--quick] [--check] [--repeats 7] [--backend ...] [--out runs/bench/rounds.jsonl]
 
 100 clients, 10 a round, one epoch of plain SGD, batch 10, one thread. "train" is the same local training of 10 clients
 in a bare PyTorch loop: nothing received, sent, checked or averaged. "polypfed" is the whole round of the engine in this
 process; "float32" the same with a float32 accumulator; "naive" the loop with a deep copy per client and a list of
 state dicts averaged at the end. Each takes turns with "train" round by round in one process; a repeat is several such
 pairs, the first repeat is dropped, and each ratio is of one repeat. Memory is the peak of a fresh process.
+
+--backend vmap measures clients that train together (vectorised.py), --backend flower,nvflare,pfl other engines beside
+ours (peers/run.py), each with the same training.
 
 Appends one JSON line per repeat to --out and prints a Markdown table. --check: exit code 1 if a goal is missed by more
 than a tenth; --quick: under a minute.
@@ -34,6 +37,7 @@ from polypfed.federation import Event
 
 CLIENTS, PER_ROUND, BATCH, LR = 100, 10, 10, 0.05
 MODES: dict[str, dict[str, Any]] = {"polypfed": {}, "float32": {"reducer": pf.Mean(dtype="float32")}, "naive": {}}
+ELSEWHERE = ("vmap", "flower", "nvflare", "pfl")  # measured by vectorised.py and peers/run.py
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def model(name: str) -> nn.Module:
         return nn.Sequential(
             *convolutions, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10)
         )
+    if name == "small":
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 120), nn.ReLU(), nn.Linear(120, 10))
     wide = 2650
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, wide), nn.ReLU(), nn.Linear(wide, wide), nn.ReLU(), nn.Linear(wide, 10)
@@ -152,9 +158,9 @@ def pairs(case: Case, mode: str, rounds: int) -> list[tuple[float, float]]:
         if event.kind == "round":
             begun = time.process_time()
 
-    strategy = pf.strategies.FedAvg(**MODES[mode])
+    strategy = pf.strategies.FedAvg(**MODES.get(mode, {}))
     fed = pf.Federation(clients=sites(case), strategy=strategy, per_round=PER_ROUND, evaluate="off")
-    assert not fed.run(rounds, pf.backends.Local(), listen=listen).failures
+    assert not fed.run(rounds, pf.backends.Local(vectorised=mode == "vmap"), listen=listen).failures
     return found
 
 
@@ -219,7 +225,7 @@ def missed(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> list[str
     """Goals missed by more than a tenth."""
     found = []
     for case in CASES:
-        ratio = median(ratios(rows, case, "polypfed"))
+        ratio = median(ratios(rows, case, "polypfed") or [0.0])
         if case.goal and ratio > 1.1 * case.goal:
             found.append(f"{case.name}, {case.images} images: {ratio:.3f}, the goal is {case.goal}")
     for m in memory:
@@ -229,12 +235,24 @@ def missed(rows: list[dict[str, Any]], memory: list[dict[str, Any]]) -> list[str
     return found
 
 
+def beside(chosen: list[str], given: argparse.Namespace) -> int:
+    """What other scripts measure: clients trained together, and other engines."""
+    import vectorised
+    from peers import run
+
+    out = ["--out", str(given.out), *(["--check"] if given.check else [])]
+    code = vectorised.main([*out, "--repeats", str(2 if given.quick else given.repeats)]) if "vmap" in chosen else 0
+    engines = ",".join(["train", "polypfed", *(b for b in chosen if b != "vmap")])
+    return code if engines == "train,polypfed" else max(code, run.main([*out, "--backends", engines]))
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--repeats", type=int, default=7)
     options.add_argument("--quick", action="store_true")
     options.add_argument("--check", action="store_true")
     options.add_argument("--out", type=Path, default=Path("runs/bench/rounds.jsonl"))
+    options.add_argument("--backend", default=",".join(["train", *MODES]), help=f"some of these, or of {ELSEWHERE}")
     options.add_argument("--peak", type=int, nargs=2, help=argparse.SUPPRESS)
     given = options.parse_args()
     single_thread()
@@ -242,7 +260,10 @@ def main() -> int:
     if given.peak:
         print(peak(*given.peak))
         return 0
-    repeats, modes = (2, ["polypfed"]) if given.quick else (given.repeats, list(MODES))
+    if chosen := [b for b in given.backend.split(",") if b in ELSEWHERE]:
+        return beside(chosen, given)
+    wanted = [mode for mode in MODES if mode in given.backend.split(",")]
+    repeats, modes = (2, wanted[:1]) if given.quick else (given.repeats, wanted)
     rows = [row for case in CASES for mode in modes for row in measured(case, mode, repeats)]
     counts = (10, 100) if given.quick else (10, 100, 400)
     memory = [peaks(counts, everyone) for everyone in ((False,) if given.quick else (False, True))]

@@ -239,16 +239,20 @@ def ratio_table(found: Cells) -> str:
 
 
 def plot(found: Cells, limit: int) -> LinePlot:
-    """Rounds against local epochs, FedAvg and SCAFFOLD at each similarity."""
+    """Median rounds against local epochs, FedAvg and SCAFFOLD at each similarity; bands: the range, sorted labels."""
     series: dict[str, dict[int, float]] = {}
+    bands: dict[str, dict[int, tuple[float, float]]] = {}
     for (problem, similarity, epochs, name), rounds in sorted(found.items(), key=lambda item: item[0][3]):
         if problem == RIDGE.name and name in PAIR and epochs != MIXED:
             series.setdefault(f"{name} {similarity} %", {})[epochs] = min(median(rounds), limit)
+            if not similarity:
+                bands.setdefault(f"{name} 0 %", {})[epochs] = min(rounds), min(max(rounds), limit)
     return LinePlot(
         f"Rounds to 90 % on digits, by local epochs and similarity of the sites; {limit}: not reached",
         series,
         f"rounds to 90 % (at most {limit})",
         x_label="local epochs",
+        bands=bands,
         low=0.0,
         write=lambda v: f"{v:g}",
     )
@@ -295,9 +299,13 @@ def main() -> int:
     given = options.parse_args()
     single_thread()
     limit = given.limit or (100 if given.quick else 150)
-    rows = list(measured(wanted(given.quick), given.seeds, limit))
     where = about("strategies", ("polypfed", "numpy", "scikit-learn"), sites=SITES, per_round=PER_ROUND, target=TARGET)
-    append(given.out, [where | row for row in rows])
+    rows, cases = [], wanted(given.quick)
+    for row in measured(cases, given.seeds, limit):
+        append(given.out, [where | row])
+        rows.append(row)
+        print(f"\r{len(rows)} of {len(cases) * given.seeds} runs", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     found = cells(rows)
     write_plot(plot(found, limit), given.out.with_suffix(".svg"))
     print(table(found, limit))

@@ -100,18 +100,21 @@ def claim(config: Config, folder: Path, *, resume: bool = False) -> None:
     More rounds, seeds and strategies may be asked for when it goes on; nothing else may change.
 
     Raises:
-        ConfigError: it holds one already and `resume` is False.
+        ConfigError: it holds one already and `resume` is False; or it cannot be written.
         CheckpointError: it was begun with other settings.
     """
     path, now = folder / SETTINGS, _flat(_fixed(config))
-    if not path.exists():
-        write_atomic(path, json.dumps(_fixed(config), indent=1).encode() + b"\n")
-        return
+    try:
+        if not path.exists():
+            write_atomic(path, json.dumps(_fixed(config), indent=1).encode() + b"\n")
+            return
+    except OSError as error:
+        raise ConfigError(f"cannot hold a comparison ({error.strerror})", where=folder) from None
     if not resume:
         raise ConfigError(
             "holds a comparison already", where=folder, remedy="Continue it with --resume, or give --directory"
         )
-    before = _flat(json.loads(path.read_text(encoding="utf-8")))
+    before = _flat(_read(path))
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -119,6 +122,13 @@ def claim(config: Config, folder: Path, *, resume: bool = False) -> None:
                 where=folder,
                 remedy="Resume with the settings it began with, or give --directory",
             )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"is damaged ({error})", where=path, remedy="Start the comparison anew") from None
 
 
 def _fixed(config: Config) -> dict[str, Any]:
@@ -168,7 +178,7 @@ def outcomes(
 
 def _outcome(trial: Trial, sites: dict[str, Site], listen: Listener) -> Outcome:
     settings, rounds = trial.config.strategy, trial.config.federation.rounds
-    if reason := _refusal(trial, sites):
+    if reason := refusal(trial, sites):
         return Outcome(trial.name, trial.seed, settings, "refused", rounds, reason)
     try:
         history, _ = runs.federate(trial.config, sites, trial.folder, resume=True, listen=listen)
@@ -178,7 +188,7 @@ def _outcome(trial: Trial, sites: dict[str, Site], listen: Listener) -> Outcome:
     return Outcome(trial.name, trial.seed, settings, "done", rounds, rows=history.rows)
 
 
-def _refusal(trial: Trial, sites: dict[str, Site]) -> str:
+def refusal(trial: Trial, sites: dict[str, Site]) -> str:
     """Why this strategy cannot work with these sites, or ""; what is wrong for all strategies is raised."""
     clients = runs.clients_of(trial.config, sites, None)
     federation(replace(trial.config, strategy={"name": "fedavg"}), clients)

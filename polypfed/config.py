@@ -1,6 +1,7 @@
 """TOML files -> validated objects, all errors at once; and the objects -> a federation ready to run."""
 
 import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from polypfed.backends.local import Local
 from polypfed.core.errors import ConfigError
 from polypfed.federation import Backend, Federation
+from polypfed.privacy import Ledger, stages
 from polypfed.select.config import from_config
+from polypfed.strategies.base import Strategy
 from polypfed.strategies.registry import Registry
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -114,8 +117,25 @@ class Rounds(_Table):
 class Carrier(_Table):
     """What carries the rounds."""
 
-    name: Literal["local"] = "local"
+    name: Literal["local", "flower"] = "local"
     workers: Count = 1
+
+
+@dataclass(frozen=True)
+class Privacy(_Table):
+    """What is done to an update before it leaves a site; see `polypfed.privacy.stages`."""
+
+    mode: Literal["plain", "dp", "he", "secagg", "hybrid"] = "plain"
+    bits: Positive = 8.0
+    bound: Positive = 0.02
+    cap: Count = 4096
+    profile: Literal["std", "pq128", "tc256"] = "std"
+    threshold: Count | None = None
+    norm: Positive = 1.0
+    multiplier: Positive = 1.0
+    where: Literal["site", "server"] = "server"
+    epsilon: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
 
 
 @dataclass(frozen=True)
@@ -138,6 +158,7 @@ class Config(_Table):
     strategy: dict[str, Any] = field(default_factory=lambda: {"name": "fedavg"})
     federation: Rounds = Rounds()
     backend: Carrier = Carrier()
+    privacy: Privacy = Privacy()
     baselines: Baselines = Baselines()
     compare: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Strategies by the names they go by in `polypfed compare`; the key itself names one that says no `name`."""
@@ -242,9 +263,24 @@ def federation(config: Config, clients: Sequence[Any]) -> Federation:
     """The federation that `config` describes, over these clients."""
     settings = asdict(config.federation)
     del settings["rounds"]
-    return Federation(clients=clients, strategy=Registry.build(config.strategy), **settings)
+    strategy = Registry.build(config.strategy)
+    return Federation(clients=clients, strategy=strategy, **settings, **protection(config.privacy, strategy))
+
+
+def protection(given: Privacy, strategy: Strategy) -> dict[str, Any]:
+    """The stages and the budget that the table asks for, as settings of a Federation."""
+    settings = asdict(given)
+    epsilon, delta = settings.pop("epsilon"), settings.pop("delta")
+    if getattr(strategy.reducer, "weights", "uniform") != "examples":
+        settings["cap"] = None
+    found: dict[str, Any] = {"stages": stages(**settings)}
+    return found | ({"budget": Ledger(epsilon or math.inf, delta)} if given.mode == "dp" else {})
 
 
 def backend(config: Config) -> Backend:
     """The backend that `config` names."""
+    if config.backend.name == "flower":
+        from polypfed.backends import Flower
+
+        return Flower(workers=config.backend.workers)
     return Local(workers=config.backend.workers)

@@ -19,6 +19,8 @@ from polypfed.core.errors import ConfigError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
 from polypfed.core.model import Vector
+from polypfed.core.pack import unpack_inner
+from polypfed.core.rundir import load_model
 from polypfed.data import Site, open_partition, partition, read_yolo
 from polypfed.data.synth import synth
 from polypfed.federation import Listener
@@ -122,19 +124,25 @@ def models_of(config: Config, clients: Sequence[DetectorClient], history: Histor
     That is the global one, or under a personalised strategy (FedBN, FedPer, Ditto) the site's own, put together from
     what the site keeps below `folder`. A site that keeps its part elsewhere is left out.
     """
-    if history.model is None:
-        return {}
     strategy, found = Registry.build(config.strategy), {}
     accepted = checkpoints.load(folder / "checkpoint").accepted
+    staged = config.privacy.mode != "plain"
     for client in clients:
         worker: Any = strategy.at_site(client)
+        place = folder / "sites" / client.name
+        shared = history.model
+        if shared is None:  # the server sees none: it lies at the sites
+            if not (place / "model.safetensors").exists():
+                continue
+            shared = load_model(place / "model.safetensors")[1]
         if not hasattr(worker, "own"):
-            found[client.name] = history.model
+            found[client.name] = shared
             continue
-        states, last = States(folder / "sites" / client.name / "state"), accepted.get(client.name, 0)
+        states, last = States(place / "state"), accepted.get(client.name, 0)
         if not last or last in states:
-            worker.restore(states.get(last))
-            found[client.name] = worker.own(history.model)
+            state = states.get(last)
+            worker.restore(unpack_inner(state) if staged else state)
+            found[client.name] = worker.own(shared)
     return found
 
 
@@ -150,7 +158,7 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Train the baselines for as many epochs and write RUN/baselines.jsonl; returns its rows."""
     path, chosen = folder / "baselines.jsonl", learners(config, sites)
-    if not chosen or history.model is None:
+    if not chosen:
         return []
     done = read_rows(path)
     if done and done[-1]["round"] == config.federation.rounds:
@@ -164,8 +172,7 @@ def compare(
 
 def draw_samples(config: Config, clients: Sequence[DetectorClient], history: History, folder: Path) -> None:
     """Write RUN/samples: validation images of each site with their true boxes and what the site's last model finds."""
-    if history.model is not None:
-        write_samples(clients, models_of(config, clients, history, folder), folder)
+    write_samples(clients, models_of(config, clients, history, folder), folder)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

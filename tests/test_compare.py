@@ -14,6 +14,7 @@ import pytest
 
 from polypfed import compare as compares
 from polypfed import config as configs
+from polypfed import run as runs
 from polypfed.compare import Trial
 from polypfed.config import Config
 from polypfed.core.errors import CheckpointError, ConfigError, PolypfedError
@@ -190,6 +191,35 @@ def test_synthetic_data_are_made_once_for_each_seed(tmp_path: Path, monkeypatch:
     list(compares.outcomes(trials))
     frames = {p.read_bytes() for p in (tmp_path / "out").glob("seed-*/data/site-1/train/images/*")}
     assert len(frames) == 4, "two frames for each of two seeds, shared by both strategies"
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "named"),
+    [
+        ("scaffold", {"clip": 10.0}, "gradients are clipped"),
+        ("fednova", {"optimizer": "AdamW"}, "AdamW"),
+        ("fedbuff", {}, "buffer takes 10"),
+        ("fedper", {}, "no such part"),
+    ],
+)
+def test_what_a_strategy_refuses_is_said_before_round_1(
+    name: str, train: dict[str, Any], named: str, root: Path, tmp_path: Path
+) -> None:
+    tables = '[compare.fedper]\nlocal = ["no such part"]\n[compare.fedavg]\n'
+    config = study(root, tmp_path, tables)
+    config = replace(config, train=replace(config.train, **train))
+    refused, fine = compares.plan(config, [name, "fedavg"], 1, tmp_path / "out")
+    sites = runs.sites_of(config, tmp_path)
+    assert named in compares.refusal(refused, sites)
+    assert compares.refusal(fine, sites) == ""
+
+
+def test_what_no_strategy_survives_is_raised(root: Path, tmp_path: Path) -> None:
+    config = study(root, tmp_path)
+    config = replace(config, federation=replace(config.federation, quorum=3))
+    (trial,) = compares.plan(config, ["fedavg"], 1, tmp_path / "out")
+    with pytest.raises(ConfigError, match="quorum"):
+        compares.refusal(trial, runs.sites_of(config, tmp_path))
 
 
 @pytest.mark.parametrize(

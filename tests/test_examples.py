@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from polypfed import compare as compares
 from polypfed import config as configs
 from polypfed import run as runs
 from polypfed.data.synth import synth
@@ -55,3 +56,15 @@ def test_the_polypgen_study_runs(tmp_path: Path) -> None:
     history, _ = runs.federate(config, sites, folder)
     assert history.values("accepted") == {1: 4.0}
     assert history.table("map50").sites == [*CENTRES, ""]
+
+
+@pytest.mark.slow
+def test_no_strategy_of_the_comparison_is_refused(tmp_path: Path) -> None:
+    synth(tmp_path / "made", sites=CENTRES, train=14, val=1, size=64, seed=5)
+    for centre in CENTRES:
+        shutil.copytree(tmp_path / "made" / centre / "train", tmp_path / "sets" / centre)
+    config = configs.load(EXAMPLES[0].parent / "strategies.toml", {"data.root": tmp_path / "sets", **SMALL})
+    trials = compares.plan(config, [], 1, tmp_path / "out")
+    assert [t.name for t in trials] == "fedavg fedprox fedadam scaffold fedbn fedper keepbest".split()
+    sites = runs.sites_of(trials[0].config, tmp_path / "run")
+    assert {t.name: compares.refusal(t, sites) for t in trials} == dict.fromkeys((t.name for t in trials), "")

@@ -47,8 +47,8 @@ NAMES = {
         "select",
         "strategies",
     ],
-    backends: ["Backend", "Host", "Local"],
-    clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient"],
+    backends: ["Backend", "Flower", "Host", "Local"],
+    clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient", "Vectorised"],
     testing: [
         "ContractError",
         "SampleClient",

@@ -14,12 +14,17 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
+from polypfed import clients as clients_room
 from polypfed.clients.base import Client
 from polypfed.clients.site import Site
 from polypfed.core.errors import ConfigError, MessageError
 from polypfed.core.messages import Failure, Reply, Task, decode, encode
 from polypfed.strategies.registry import Registry
+
+if TYPE_CHECKING:
+    from polypfed.clients.vectorised import Vectorised
 
 _PATIENCE = 3600.0  # longest single wait, in seconds; the operating system knows no endless one
 
@@ -31,15 +36,20 @@ class Local:
         workers: 1 runs the clients one after another in this process, without serialisation. More start that many
             processes (spawn); a client that kills its process or passes the deadline is a Failure, and the process is
             started anew. The results are the same bits whatever the number.
+        vectorised: train small TorchClients of one module together, see `clients.Vectorised`; equal to training them
+            one after the other within rounding, and refused where it cannot be.
 
     Raises:
-        ConfigError: workers is not at least 1.
+        ConfigError: workers is not at least 1, or not 1 beside vectorised.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, vectorised: bool = False) -> None:
         if type(workers) is not int or workers < 1:
             raise ConfigError(f"{workers!r} is not a whole number of at least 1", where="workers")
-        self.workers = workers
+        if vectorised and workers > 1:
+            raise ConfigError("clients train together in one process only", where="vectorised", remedy="Use 1 worker")
+        self.workers, self.vectorised = workers, vectorised
+        self._together: Vectorised | None = None
         self._clients: Sequence[Client] = ()
         self._directory: Path | None = None
         self._sites: dict[str, Site] = {}
@@ -54,6 +64,8 @@ class Local:
     def host(self, clients: Sequence[Client], directory: Path | None) -> None:
         """Take these clients; worker processes start at the first exchange."""
         self.close()
+        if self.vectorised:
+            self._together = clients_room.Vectorised(clients)  # torch is imported here
         self._clients, self._directory = list(clients), directory
         if self.workers > 1 and directory is None:  # any worker may serve a site next, so its state needs a place
             self._scratch = tempfile.TemporaryDirectory(prefix="polypfed-")
@@ -65,7 +77,7 @@ class Local:
         """End the worker processes."""
         for worker in self._pool:
             worker.stop()
-        self._pool, self._sites, self._clients = [], {}, ()
+        self._pool, self._sites, self._clients, self._together = [], {}, (), None
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
@@ -76,8 +88,19 @@ class Local:
         if self.workers > 1:
             yield from self._dispatch(tasks, end)
             return
+        if self._together is not None:
+            yield from self._jointly(self._together, tasks, end)
+            return
         for name in sorted(tasks):
             yield self._sites[name].perform(tasks[name]) if monotonic() < end else _late(name, tasks[name])
+
+    def _jointly(self, together: "Vectorised", tasks: Mapping[str, Task], end: float) -> Iterator[Reply]:
+        for names in together.groups(tasks):
+            group = {name: tasks[name] for name in names}
+            if monotonic() < end:
+                yield from together.perform(self._sites, group)
+            else:
+                yield from (_late(name, task) for name, task in group.items())
 
     def _dispatch(self, tasks: Mapping[str, Task], end: float) -> Iterator[Reply]:
         while len(self._pool) < min(self.workers, len(self._clients)):

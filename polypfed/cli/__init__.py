@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from polypfed.cli import compare, data, doctor, runs
+from polypfed.cli import compare, data, deploy, doctor, keys, runs, site
 from polypfed.cli.show import console
 from polypfed.core.errors import PolypfedError, QuorumError
 
@@ -24,6 +24,9 @@ app.command("report")(runs.report)
 app.command("compare")(compare.compare)
 app.command("doctor")(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(keys.app, name="keys")
+app.add_typer(deploy.app, name="deploy")
+app.add_typer(site.app, name="site")
 
 
 def _show_version(wanted: bool) -> None:

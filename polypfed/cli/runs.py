@@ -36,13 +36,19 @@ def run(
     directory: Folder = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Server rounds, instead of the file's.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Backend, instead of the file's: local.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Backend, instead of the file's: local or flower.")] = None,
+    privacy: Annotated[
+        str | None, typer.Option(help="plain, dp, he, secagg or hybrid; then each site's model is scored nowhere else.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the images, instead of data.root.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the federation, instead of the file's.")] = None,
 ) -> None:
     """Run the federation that CONFIG describes and write RUN/report.html."""
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     given = {"data.root": data, "federation.rounds": rounds, "backend.name": backend, "federation.seed": seed}
+    given |= {"privacy.mode": privacy}
+    if privacy not in (None, "plain"):
+        given["federation.evaluate"] = "global"
     override = {k: v for k, v in given.items() if v is not None}
     settings = configs.load(config, override)
     _execute(settings, _noted(text, override), directory or Path("runs") / config.stem, resume)

@@ -11,10 +11,15 @@ from polypfed.core.extras import require
 if TYPE_CHECKING:
     from polypfed.clients.detector_client import DetectorClient as DetectorClient
     from polypfed.clients.torch_client import TorchClient as TorchClient
+    from polypfed.clients.vectorised import Vectorised as Vectorised
 
-_LAZY = {"TorchClient": "polypfed.clients.torch_client", "DetectorClient": "polypfed.clients.detector_client"}
+_LAZY = {
+    "TorchClient": "polypfed.clients.torch_client",
+    "DetectorClient": "polypfed.clients.detector_client",
+    "Vectorised": "polypfed.clients.vectorised",
+}
 
-__all__ = ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient"]
+__all__ = ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient", "Vectorised"]
 
 
 def __getattr__(name: str) -> Any:

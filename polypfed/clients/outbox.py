@@ -49,6 +49,7 @@ class Outbox:
         self.plan, self.name = plan, name
         self._reducer = strategy.reducer
         self.kept: dict[str, Vector] = {}
+        self._before: dict[str, Vector] = {}
 
     def flat(self, update: Update, at: At) -> tuple[Vector, bool]:
         """The vector behind the float stages, and whether clipping left it as it was.
@@ -64,14 +65,15 @@ class Outbox:
         if np.isnan(norm):
             raise LayoutError("the update is not finite", where=self.name, remedy="Lower the learning rate")
         clip = self.plan.pipeline.find(Clip)
-        out, kept = self.plan.pipeline.forward(vector, self.kept, at)
-        self.kept = {**{k: v for k, v in self.kept.items() if k == "rounding"}, **kept}
+        self._before = self.kept
+        out, kept = self.plan.pipeline.forward(vector, self._before, at)
+        self.kept = dict(kept)
         return np.ascontiguousarray(out, np.float32), clip is None or norm <= clip.bound(at)
 
     def slots(self, codec: Codec, vector: Vector, weight: int, at: At) -> Encoded:
-        """The vector on the grid."""
-        encoded, kept = self.plan.pipeline.encode(codec, vector, weight, self.kept, at)
-        self.kept = {**self.kept, **kept}
+        """What `flat` gave, on the grid; what rounding loses is kept for the next round."""
+        encoded, kept = self.plan.pipeline.encode(codec, vector, weight, self._before, self.kept, at)
+        self.kept = dict(kept)
         return encoded
 
 

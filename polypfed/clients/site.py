@@ -1,7 +1,7 @@
 """Site: the shell around a Client that every backend runs. It answers every task, keeps state, and never raises."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,21 +49,37 @@ class Site:
         """The client's name."""
         return self.client.name
 
-    def perform(self, task: Task) -> Reply:
-        """The client's answer to `task`; whatever goes wrong becomes a Failure."""
-        try:
-            return stamp(self._done(task), task.run)
-        except (Exception, SystemExit) as error:  # one site's mistake must not end the federation
-            reason = _reason(error)
-            detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
-            log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=reason == "crashed")
-            return Failure(self.name, task.round, reason, detail, task.run)
+    def perform(self, task: Task, fit: Callable[[Task], Update] | None = None) -> Reply:
+        """The client's answer to `task`; whatever goes wrong becomes a Failure.
 
-    def _done(self, task: Task) -> Update | Evaluation:
+        Args:
+            fit: what answers in place of the client's own method; a trainer of several clients at once.
+        """
+        try:
+            return stamp(self._done(task, fit), task.run)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - one site's mistake must not end the federation
+            return self._failed(task, error)
+
+    def prepare(self, task: Task) -> Client | Failure:
+        """The client as `perform` would have it train: dressed for the strategy, in the state the server counts."""
+        try:
+            self._adopt(task)
+            self._settle(int(task.config.get("accepted", 0)))
+            return self._work
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
+            return self._failed(task, error)
+
+    def _failed(self, task: Task, error: BaseException) -> Failure:
+        reason = _reason(error)
+        detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
+        log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=error if reason == "crashed" else None)
+        return Failure(self.name, task.round, reason, detail, task.run)
+
+    def _done(self, task: Task, fit: Callable[[Task], Update] | None) -> Update | Evaluation:
         if task.kind == "step":
             self._adopt(task)
             return self._tidy(self._work.fit(task), Update)
-        return self._fit(task) if task.kind == "fit" else self._evaluate(task)
+        return self._fit(task, fit) if task.kind == "fit" else self._evaluate(task)
 
     def _adopt(self, task: Task) -> None:
         """Dress the client as the task's strategy needs it."""
@@ -91,12 +107,12 @@ class Site:
         kind = BlindClient if "encrypt" in kinds else MaskedClient
         return kind(self.client, strategy, stages, self._directory / "keys")
 
-    def _fit(self, task: Task) -> Update:
+    def _fit(self, task: Task, fit: Callable[[Task], Update] | None) -> Update:
         self._adopt(task)
         accepted = int(task.config.get("accepted", 0))
         self._settle(accepted)
         self._holds = None
-        update = self._tidy(self._work.fit(task), Update)
+        update = self._tidy((fit or self._work.fit)(task), Update)
         state = self._work.state()
         if state and accepted and accepted not in self._states:  # it keeps state, and what it kept is gone
             raise self._lost(accepted)

@@ -103,7 +103,7 @@ class TorchClient:
             for _ in range(self.epochs):
                 for rows in split(order.permutation(examples), self.batch):
                     index = torch.from_numpy(rows)
-                    work.step(self._loss([t[index] for t in self._train]))
+                    work.step(self._loss([t.index_select(0, index) for t in self._train]))
             vectors, self._kept = work.finish()
         metrics = {"images": examples, "kept": examples, "loss": work.loss}
         metrics |= {"train_s": time.perf_counter() - began, "cpu_s": time.process_time() - cpu}
@@ -135,7 +135,7 @@ class TorchClient:
         self.module.train()
         for rows in split(np.arange(len(self._train[0])), self.batch):
             index = torch.from_numpy(rows)
-            yield self._loss([t[index] for t in self._train]), len(rows)
+            yield self._loss([t.index_select(0, index) for t in self._train]), len(rows)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         *inputs, target = batch

@@ -47,7 +47,7 @@ class LocalTraining:
         if wants(self.rule, "full_gradient"):
             shared["gradient"] = self._full_gradient(whole)
         self.rule.begin(self.x[flat.spec.trainable], shared, kept)
-        self._optimizer: Optimizer | None = None
+        self._descend: Callable[[], object]
         self._pace = torch.zeros((), dtype=torch.float64, requires_grad=True)
 
     def _full_gradient(self, whole: Whole | None) -> Vector:
@@ -69,7 +69,7 @@ class LocalTraining:
             ConfigError: the strategy reads the sizes of the steps, and this optimiser's are not known.
         """
         check_linear(self.rule, optimizer, self.clip)
-        self._optimizer = optimizer
+        self._descend = stepper(optimizer)
         if not self.plain:
             # A scalar under the constant gradient 1: how far it moves is the sum of the step sizes, momentum included.
             optimizer.add_param_group({"params": [self._pace], "weight_decay": 0.0})
@@ -80,18 +80,15 @@ class LocalTraining:
         Raises:
             TrainingError: the loss is not finite.
         """
-        assert self._optimizer is not None
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value} in step {self.steps + 1}", remedy="Lower the learning rate or clip"
-            )
+            raise not_finite(value, self.steps + 1)
         self.flat.clear_gradients()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._bend()
         if self.clip:
             torch.nn.utils.clip_grad_norm_(self.flat.learning(), self.clip)
-        self._optimizer.step()
+        self._descend()
         self.steps += 1
         self._losses += value
 
@@ -125,6 +122,35 @@ class LocalTraining:
 def _owned(vectors: Mapping[str, Vector]) -> dict[str, Vector]:
     """Copies: a rule may hand out the live weights themselves, and the next site trains on those."""
     return {name: np.array(vector, np.float32) for name, vector in vectors.items()}
+
+
+def not_finite(loss: float, step: int) -> TrainingError:
+    """The loss of this step, the first being 1, is no number to go on with."""
+    return TrainingError(f"the loss became {loss} in step {step}", remedy="Lower the learning rate or clip")
+
+
+def stepper(optimizer: Optimizer) -> Callable[[], object]:
+    """`optimizer.step`; for plain SGD the same arithmetic without its wrappers, which cost as much as a small step."""
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", True) or getattr(
+        optimizer, "_optimizer_step_post_hooks", True
+    )
+    special = ("momentum", "weight_decay", "maximize", "differentiable", "fused", "foreach")
+    if (
+        type(optimizer) is not torch.optim.SGD
+        or hooks
+        or "step" in vars(optimizer)
+        or any(group.get(name) for group in optimizer.param_groups for name in special)
+    ):
+        return optimizer.step
+
+    def descend() -> None:
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.add_(parameter.grad, alpha=-group["lr"])
+
+    return descend
 
 
 def check_linear(rule: LocalRule, optimizer: Optimizer, clip: float) -> None:

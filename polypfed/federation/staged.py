@@ -165,6 +165,8 @@ class StagedEngine(Engine):
         ledger = (Ledger.from_json(spent) if spent else budget).charge(noise.multiplier)
         self.now.privacy = self.now.privacy | {"ledger": ledger.to_json()}
         self.history.rows.append(row(number, "", "epsilon", ledger.spent))
+        if self.folder:  # before the release: a run that is killed behind it must not forget what it cost
+            self.folder.commit(self.now, self.history)
 
     def until(self, rounds: int) -> Any:
         """Rounds up to `rounds`, or to the last one that the privacy budget allows."""

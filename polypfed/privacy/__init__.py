@@ -6,6 +6,7 @@ Importing this loads numpy only; tenseal, cryptography and dp-accounting are loa
 from polypfed.privacy.dp import AdaptiveNorm
 from polypfed.privacy.errors import BudgetExhausted, FrameRefused, IncompatiblePrivacy, KeyRefused
 from polypfed.privacy.ledger import Ledger
+from polypfed.privacy.modes import stages
 from polypfed.privacy.pipeline import Pipeline, compose
 from polypfed.privacy.stage import At, Clip, Encrypt, Mask, Noise, Quantise, RandomK, Stage, TopK
 
@@ -27,4 +28,5 @@ __all__ = [
     "Stage",
     "TopK",
     "compose",
+    "stages",
 ]

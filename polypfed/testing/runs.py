@@ -93,7 +93,7 @@ def equal(strategy: Strategy, other: Strategy, clients: Sites, rounds: int) -> N
 
 
 def _federation(strategy: Strategy, clients: Sequence[Client]) -> Federation:
-    count = max(strategy.reducer.least, len(clients) - 1)  # not all: who is left out must not matter
+    count = max(strategy.reducer.least + 1, len(clients) - 1)  # not all if possible: who is left out must not matter
     return Federation(clients=clients, strategy=strategy, per_round=min(count, len(clients)), seed=3)
 
 

@@ -97,6 +97,8 @@ def test_a_killed_comparison_goes_on_to_the_same_table(study: Path, tmp_path: Pa
         (("--rounds", "0"), "rounds"),
         (("--data", "/nowhere"), "data"),
         (("--directory", "{taken}"), "--resume"),
+        (("--directory", "{taken}/settings.json/x"), "cannot hold a comparison"),
+        (("--directory", "{spoilt}", "--resume"), "is damaged"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -111,7 +113,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     taken = study.parent / "taken"
     taken.mkdir(exist_ok=True)
     (taken / "settings.json").write_text("{}")
-    given = [a.format(taken=taken) for a in arguments]
+    spoilt = study.parent / "spoilt"
+    spoilt.mkdir(exist_ok=True)
+    (spoilt / "settings.json").write_text("[1")
+    given = [a.format(taken=taken, spoilt=spoilt) for a in arguments]
     monkeypatch.setattr(sys, "argv", ["polypfed", "compare", str(study), *given])
     with pytest.raises(SystemExit) as ended:
         cli.main()

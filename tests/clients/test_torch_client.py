@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from polypfed.clients import TorchClient
+from polypfed.clients import TorchClient, training
 from polypfed.clients.flat import FlatModel
 from polypfed.clients.isolation import isolated
 from polypfed.clients.training import TrainingError, split
@@ -126,6 +126,38 @@ def test_one_flat_gradient_or_many_give_the_same_bits(monkeypatch):
     monkeypatch.setattr(FlatModel, "collect_gradients", lambda self, flat: collect(self, flat=True))
     one = client().fit(task(client().initial()[1])).vectors["delta"]
     assert (many == one).all()
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox"])
+def test_plain_sgd_without_torchs_wrappers_gives_the_same_bits(strategy, monkeypatch):
+    def trained() -> np.ndarray:
+        one = client(optimizer=partial(torch.optim.SGD, lr=0.07))
+        told = Task(1, "fit", {"model": one.initial()[1]}, {"seed": 7, "strategy": {"name": strategy}})
+        return one.fit(told).vectors["delta"].copy()
+
+    quick = trained()
+    monkeypatch.setattr(training, "stepper", lambda optimizer: optimizer.step)
+    assert (trained() == quick).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"momentum": 0.5}, {"weight_decay": 0.1}, {"maximize": True}, {"fused": True}, {"foreach": True}],
+    ids=str,
+)
+def test_any_other_step_is_torchs_own(settings):
+    parameter = nn.Parameter(torch.ones(2))
+    special = torch.optim.SGD([parameter], lr=0.1, **settings)
+    assert training.stepper(special) == special.step
+    adam = torch.optim.Adam([parameter])
+    assert training.stepper(adam) == adam.step
+    hooked = torch.optim.SGD([parameter], lr=0.1)
+    assert training.stepper(hooked) != hooked.step
+    hooked.register_step_post_hook(lambda *_: None)
+    assert training.stepper(hooked) == hooked.step
+    scheduled = torch.optim.SGD([parameter], lr=0.1)
+    torch.optim.lr_scheduler.StepLR(scheduled, 1)
+    assert training.stepper(scheduled) == scheduled.step
 
 
 def test_state_round_trip(bent):

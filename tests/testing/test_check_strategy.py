@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from polypfed.core.reduce import Mean
+from polypfed.core.robust import GeometricMedian, Krum, Median, NormClip, TrimmedMean
 from polypfed.strategies import (
     Base,
     Cohort,
@@ -34,11 +35,13 @@ from polypfed.testing import ContractError, check_strategy
 WEIGHTS = {f"site-{i:02d}": 1.0 + 0.5 * i for i in range(6)}
 BUILT_IN: list[Strategy] = [
     FedAvg(eta=0.7, reducer=Mean("uniform")),
-    FedAvgM(),
+    FedAvgM(reducer=TrimmedMean()),
+    FedAvg(reducer=Krum(f=1)),
+    FedAvg(reducer=NormClip()),
     FedProx(mu=0.3),
     FedAdagrad(),
-    FedAdam(),
-    FedYogi(),
+    FedAdam(reducer=Median()),
+    FedYogi(reducer=GeometricMedian()),
     Scaffold(),
     Scaffold(option="I", weights=WEIGHTS),
     FedNova(),

@@ -1,0 +1,64 @@
+"""A site's ClientApp: it relays a task to the resident worker, or runs the client itself.
+
+The node's own config says which site it is: `site`, the path of its `site.toml`, and `worker`, the socket of the
+resident worker if there is one.
+"""
+
+import logging
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from polypfed.backends.flower.records import pack_reply, unpack_task
+from polypfed.backends.flower.watch import cut_off
+from polypfed.backends.local import open_site
+from polypfed.backends.resident import ask
+from polypfed.backends.site_file import SiteFile
+from polypfed.core.errors import ConfigError, PolypfedError
+from polypfed.core.messages import Failure, Reply, Task
+
+log = logging.getLogger(__name__)
+app = ClientApp()
+
+
+@app.train()
+def fit(message: Message, context: Context) -> Message:
+    """Answer a task of kind "fit" or "step"."""
+    return respond(message, context)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Answer a task of kind "evaluate"."""
+    return respond(message, context)
+
+
+def respond(message: Message, context: Context) -> Message:
+    """The reply to a task, whatever goes wrong at this site.
+
+    Raises:
+        MessageError: the message is not a task.
+        ConfigError: this node's config names no site.
+    """
+    path = context.node_config.get("site")
+    if not isinstance(path, str):
+        raise ConfigError("site is missing", where="--node-config", remedy="Start the node with `polypfed site run`")
+    site = SiteFile.load(path)
+    task, asked, deadline = unpack_task(message.content)
+    reply = _reply(site, task, asked, deadline, context.node_config.get("worker"))
+    return Message(pack_reply(reply), reply_to=message)
+
+
+def _reply(site: SiteFile, task: Task, asked: str, deadline: float, worker: object) -> Reply:
+    if asked != site.name:
+        detail = f"the server knows this node's key as {asked!r}, its own {site.path.name} says {site.name!r}"
+        log.error("%s: refused: %s", site.name, detail)
+        return Failure(site.name, task.round, "unknown-client", detail, task.run)
+    if worker:
+        return ask(Path(str(worker)), site.name, task, deadline)
+    try:
+        with cut_off(deadline):
+            return open_site(site.open(), site.state).perform(task)
+    except PolypfedError as error:
+        return Failure(site.name, task.round, "client", str(error), task.run)

@@ -1,0 +1,45 @@
+"""`polypfed deploy`: write everything that a deployment needs, and run it."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polypfed.cli.show import console
+
+app = typer.Typer(help="Deployments on real machines.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def flower(
+    directory: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
+    study: Annotated[Path | None, typer.Option(help="The study's TOML file; server and sites get a copy.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="A site's name; once per site.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Each site's folder of train/ and val/, in order.")] = None,
+    host: Annotated[str, typer.Option(help="Name or address of the server, as sites reach it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its port, the only one to open.")] = 8443,
+) -> None:
+    """Write a deployment on Flower: keys, certificates, scripts, units, the app for `flwr run`, and READMEs."""
+    from polypfed.backends.flower import deploy
+
+    names = site or []
+    folders = [str(path.absolute()) for path in data or []]
+    if folders and len(folders) != len(names):
+        raise typer.BadParameter("give one --data for each --site, in the same order")
+    settings = {n: {"data": p} for n, p in zip(names, folders or ["data"] * len(names), strict=True)}
+    made = deploy.write(directory, deploy.Plan(names, host, port, study, settings=settings))
+    console.print(f"Written: {made}. Begin with {made / 'README.md'}", markup=False)
+
+
+@app.command()
+def run(
+    server: Annotated[Path, typer.Argument(help="The deployment's folder server/.")] = Path(),
+    patience: Annotated[float, typer.Option(help="Seconds to wait for the SuperLink.")] = 60.0,
+) -> None:
+    """Register the sites' keys and run the federation; after a break, the same command resumes it."""
+    from polypfed.backends.flower import deploy
+
+    logging.getLogger("polypfed").setLevel(logging.INFO)
+    outcome = deploy.conduct(server, patience)
+    console.print(f"Complete: {outcome['rounds']} rounds, model {outcome['sha256']}", markup=False)

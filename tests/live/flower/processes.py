@@ -1,0 +1,166 @@
+"""A deployment's real processes on the loopback interface, started as its README says, and ended by their pids."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from polypfed.backends.flower import deploy
+from tests.problems import ROOT
+
+SHIM = f"""#!{sys.executable}
+from polypfed import cli
+from polypfed.cli import deploy, site
+
+known = {{group.name for group in cli.app.registered_groups}}
+for name, app in (("deploy", deploy.app), ("site", site.app)):
+    if name not in known:
+        cli.app.add_typer(app, name=name)
+if __name__ == "__main__":  # a worker process imports this file too
+    cli.main()
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in held]
+    for s in held:
+        s.close()
+    return ports
+
+
+class Deployment:
+    """The folder that `deploy.write` makes, and what runs in it."""
+
+    def __init__(self, folder: Path, names: Sequence[str], site: dict[str, Any] | None = None, **server: Any) -> None:
+        self.names, self.folder = sorted(names), folder / "deployment"
+        (folder / "bin").mkdir(parents=True)
+        shim = folder / "bin" / "polypfed"
+        shim.write_text(SHIM)
+        shim.chmod(0o755)
+        self.port, *self.ports = free_ports(1 + len(names))
+        settings = {n: {"names": self.names, **(site or {}).get(n, {})} for n in self.names}
+        plan = deploy.Plan(
+            self.names,
+            port=self.port,
+            client="tests.live.flower.study:client",
+            federation="tests.live.flower.study:federation",
+            settings=settings,
+            server_settings=server,
+        )
+        deploy.write(self.folder, plan)
+        for index, name in enumerate(self.names):
+            self.edit(f"sites/{name}/site.toml", f"port = {9094 + index}", f"port = {self.ports[index]}")
+        self.environment = os.environ | {
+            "POLYPFED_BIN": str(folder / "bin"),
+            "POLYPFED_HOST": "127.0.0.1",
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.server = self.folder / "server"
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        path = self.folder / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def start(self, what: str, script: str = "start.sh") -> subprocess.Popen[bytes]:
+        """Run a script of "server" or "sites/NAME", its output in SCRIPT.log beside it."""
+        place = self.folder / what
+        with open(place / f"{script}.log", "ab") as log:
+            process = subprocess.Popen(
+                [f"./{script}"], cwd=place, env=self.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        self.running[f"{what}/{script}"] = process
+        return process
+
+    def start_all(self) -> None:
+        self.start("server")
+        deploy._answers(self.server, self.port, 60)
+        deploy.register(self.server)
+        for name in self.names:
+            self.start(f"sites/{name}")
+
+    def run(self, seconds: float = 120.0) -> dict[str, Any]:
+        """./run.sh to its end; the outcome."""
+        process = self.start("server", "run.sh")
+        process.wait(seconds)
+        found: dict[str, Any] = json.loads((self.server / "run" / "result.json").read_text())
+        return found | {"code": process.returncode}
+
+    def log(self, what: str, script: str = "start.sh") -> str:
+        return (self.folder / what / f"{script}.log").read_text(errors="replace")
+
+    def failures(self) -> list[dict[str, Any]]:
+        path = self.server / "run" / "failures.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def accepted(self) -> dict[int, int]:
+        rows = [json.loads(line) for line in (self.server / "run" / "history.jsonl").read_text().splitlines()]
+        return {r["round"]: r["value"] for r in rows if r["metric"] == "accepted"}
+
+    def processes(self, what: str) -> list[int]:
+        """All processes that descend from the one started as `what`, itself first."""
+        return family(self.running[what].pid)
+
+    def stop(self, what: str, number: int = signal.SIGTERM) -> None:
+        process = self.running.pop(what)
+        family_ = family(process.pid)
+        if process.poll() is None:
+            process.send_signal(number)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for pid in family_:  # what it should have ended itself, at the latest now
+            kill(pid)
+
+    def close(self) -> None:
+        for what in sorted(self.running, key=lambda w: not w.startswith("sites")):
+            self.stop(what)
+
+
+def kill(pid: int, number: int = signal.SIGKILL) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def family(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def until(what: Callable[[], Any], seconds: float) -> Any:
+    end = monotonic() + seconds
+    while not (found := what()):
+        assert monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+    return found

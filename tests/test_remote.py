@@ -1,0 +1,60 @@
+"""One study file, two ends: the server's federation and a site's client fit together."""
+
+from pathlib import Path
+
+import pytest
+
+from polypfed import remote
+from polypfed.backends import Local
+from polypfed.core.errors import ConfigError, DataError
+from polypfed.data.synth import synth
+from polypfed.federation import Federation
+
+pytestmark = pytest.mark.slow
+STUDY = """
+[data.synth]
+sites = 9
+
+[model]
+image_size = 64
+
+[train]
+batch = 4
+
+[federation]
+rounds = 1
+quorum = 2
+evaluate = "off"
+"""
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    (tmp_path / "study.toml").write_text(STUDY)
+    synth(tmp_path / "data", sites=2, train=6, val=2, size=64, seed=1)
+    return tmp_path
+
+
+def test_the_two_ends_meet(base: Path) -> None:
+    names = sorted(p.name for p in (base / "data").iterdir() if p.is_dir())
+    clients = [remote.client(name, base, data=f"data/{name}") for name in names]
+    fed, rounds = remote.federation(names, base)
+    assert fed.initial is not None
+    assert (fed.quorum, rounds, fed.clients) == (2, 1, [])
+    spec, x = clients[0].initial()
+    assert fed.initial[0] == spec
+    assert fed.initial[1].tobytes() == x.tobytes()
+    history = Federation(clients=clients, quorum=2, evaluate="off").run(1, Local())  # the clients really train
+    assert not history.failures
+    assert list(base.glob("state/sites/*/selection/*.csv"))  # which images each chose stays beside its state
+
+
+def test_what_is_missing_is_named(base: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing"):
+        remote.client("a", base, data="nothing")
+    with pytest.raises(ConfigError, match=r"other.toml: cannot be read"):
+        remote.federation(["a"], base, study="other.toml")
+    (base / "data" / "empty" / "train").mkdir(parents=True)
+    client = remote.client("empty", base, data="data/empty")
+    with pytest.raises(DataError, match="train"):
+        client._open("train")
