@@ -99,7 +99,10 @@ class ExchangeController(Controller):  # type: ignore[misc]  # nvflare has no ty
             yield Failure(site, tasks[site].round, "deadline", "no answer within the deadline", tasks[site].run)
 
     def _send(self, site: str, task: Task, deadline: float, layout: Layout, box: Any, fl_ctx: FLContext) -> EngineTask:
+        fetched = threading.Event()
+
         def sent(client_task: ClientTask, fl_ctx: FLContext) -> None:
+            fetched.set()
             self._take(site)
 
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:  # in NVFlare's thread: hand over, no more
@@ -111,8 +114,9 @@ class ExchangeController(Controller):  # type: ignore[misc]  # nvflare has no ty
         posted = EngineTask(task.kind, data, timeout=timeout, after_task_sent_cb=sent, result_received_cb=received)
         self.send(posted, fl_ctx, targets=[site])
         with self._bell:
-            self._work.add(site)
-            self._bell.notify_all()
+            if not fetched.is_set():
+                self._work.add(site)
+                self._bell.notify_all()
         return posted
 
     def _take(self, site: str) -> None:
