@@ -34,7 +34,7 @@ class Plan:
         study: a study's TOML file; server and sites each get a copy.
         client: makes a site's client. federation: makes the server's federation.
         settings: of the client, by site, beside the study. server_settings: of the federation, beside the study.
-        interval: seconds without a heartbeat after which NVFlare calls a site gone (its own default is 600).
+        heartbeat: seconds without a heartbeat after which NVFlare calls a site gone (its own default is 600).
     """
 
     sites: Sequence[str]

@@ -13,32 +13,33 @@ from time import monotonic
 from polypfed.backends.local import _encoded, _late, _lost, _prepare, _Worker, open_site
 from polypfed.clients.base import Client
 from polypfed.clients.site import Site
+from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Failure, Reply, Task, decode, encode
 
+_KEEP = 32  # processes that are kept when they have nothing to do
 _LOOK = 0.1  # seconds between two looks at the abort signal
 
 
 class Pool:
-    """Up to `size` processes that serve these clients.
+    """A process for each of these clients, started when it is first needed; up to `size` of them work at once.
 
     Args:
         directory: the clients' state is kept below `directory`/sites.
     """
 
     def __init__(self, clients: Sequence[Client], directory: Path, size: int) -> None:
-        self._clients, self._directory = list(clients), directory
-        self._slots = [_Slot() for _ in range(min(size, len(clients)))]
-        names = sorted(c.name for c in clients)
-        self._slot_of = {name: self._slots[i % len(self._slots)] for i, name in enumerate(names)}
+        self._directory, self._size = directory, size
+        self._slots = {c.name: _Slot(c) for c in sorted(clients, key=lambda c: c.name)}
+        self._turns = threading.Semaphore(size)
         self._closed = False
 
     def warm(self) -> None:
-        """Start all processes now.
+        """Start the first processes now.
 
         Raises:
-            ConfigError: the clients cannot be sent to one.
+            ConfigError: a client cannot be sent to one.
         """
-        for slot in self._slots:
+        for slot in list(self._slots.values())[: self._size]:
             with slot.lock:
                 self._worker(slot)
 
@@ -52,45 +53,52 @@ class Pool:
         self, name: str, data: bytes, task: Task, end: float, aborted: Callable[[], bool] = lambda: False
     ) -> bytes | Failure:
         """As `perform`, of a task that is encoded already, and with an encoded reply."""
-        slot = self._slot_of[name]
-        if not slot.lock.acquire(timeout=max(0.0, min(end - monotonic(), threading.TIMEOUT_MAX))):
+        if not self._turns.acquire(timeout=max(0.0, min(end - monotonic(), threading.TIMEOUT_MAX))):
             return _late(name, task)
+        slot = self._slots[name]
         try:
-            if self._closed:
-                return _lost(name, task)
-            worker = self._worker(slot)
-            answer = _ask(worker, name, data, task, end, aborted)
-            if isinstance(answer, Failure):  # its process has ended, or is at work on what nobody waits for
-                worker.stop()
-                slot.worker = None
-            return answer
+            with slot.lock:
+                if self._closed:
+                    return _lost(name, task)
+                answer = _ask(self._worker(slot), name, data, task, end, aborted)
+                # A failure: the process has ended, or is at work on what nobody waits for.
+                if isinstance(answer, Failure) or sum(s.worker is not None for s in self._slots.values()) > _KEEP:
+                    slot.stop()
+                return answer
+        except ConfigError as error:
+            return Failure(name, task.round, "client", str(error), task.run)
         finally:
-            slot.lock.release()
+            self._turns.release()
 
     def _worker(self, slot: "_Slot") -> _Worker:
         if slot.worker is not None and not slot.worker.process.is_alive():
-            slot.worker.stop()
-            slot.worker = None
+            slot.stop()
         if slot.worker is None:
-            mine = [c for c in self._clients if self._slot_of[c.name] is slot]
-            slot.worker = _Worker.start(mine, self._directory, _work)
+            slot.worker = _Worker.start([slot.client], self._directory, _work)
         return slot.worker
 
     def close(self) -> None:
         """End the processes; whoever waits for one hears that it is lost."""
         self._closed = True
-        for slot in self._slots:
+        for slot in self._slots.values():
             if (worker := slot.worker) is not None:
                 worker.process.kill()
                 worker.process.join()
 
 
 class _Slot:
-    """A place for one process, and the right to use it."""
+    """A client, its process, and the right to use it."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: Client) -> None:
+        self.client = client
         self.lock = threading.Lock()
         self.worker: _Worker | None = None
+
+    def stop(self) -> None:
+        """End the process; the next task starts another."""
+        if self.worker is not None:
+            self.worker.stop()
+        self.worker = None
 
 
 def _ask(

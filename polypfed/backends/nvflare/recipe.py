@@ -5,6 +5,7 @@ Importing `nvflare.recipe` takes `--export` out of `sys.argv`, so import this mo
 
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,9 @@ class PolypRecipe(Recipe):  # type: ignore[misc]  # nvflare has no types
         job.to_server({"server": {"task_request_interval": interval}})
         job.to_clients(PolypExecutor(client, client_settings))
         if code is not None:  # as a folder: of a file NVFlare would keep its path, and take along what it imports
-            self._code = tempfile.TemporaryDirectory(prefix="polypfed-")
-            shutil.copy(code, self._code.name)
-            job.to_server(self._code.name)
-            job.to_clients(self._code.name)
+            folder = tempfile.mkdtemp(prefix="polypfed-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            shutil.copy(code, folder)
+            job.to_server(folder)
+            job.to_clients(folder)
         super().__init__(job)

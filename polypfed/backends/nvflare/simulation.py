@@ -42,7 +42,7 @@ class NVFlare:
         threads: sites that run at once; None is all. With fewer than there are sites the simulator starts a new
             process for every task, which is slow; nothing is lost, since clients live elsewhere and keep their state
             on disk.
-        workers: processes in which clients train; None is one per core, at most `threads`.
+        workers: clients that train at once, each in a process of its own; None is one per core, at most `threads`.
         filters: NVFlare filters on what sites send, as in a job: `{"path": "module.Class", "args": {...}}`.
         workspace: where the simulator's own folder is kept; None deletes it.
 
@@ -65,6 +65,8 @@ class NVFlare:
         self._clients: Sequence[Client] = ()
         self._directory: Path | None = None
         self._running: _Running | None = None
+        self._pool: Pool | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._layouts = dict[str, list[tuple[str, int]]]()
 
     @property
@@ -87,7 +89,11 @@ class NVFlare:
         """End the simulator and the worker processes."""
         if self._running is not None:
             self._running.stop()
-        self._running, self._clients = None, ()
+        if self._pool is not None:
+            self._pool.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+        self._running, self._pool, self._scratch, self._clients = None, None, None, ()
         self._layouts.clear()
 
     def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
@@ -101,8 +107,19 @@ class NVFlare:
             self._running.stop()
             self._running = None
         if self._running is None:
-            self._running = _Running(self)
+            self._running = self._start()
         yield from self._running.exchange(tasks, deadline, self._layout(tasks))
+
+    def _start(self) -> "_Running":
+        """A simulator; the clients' processes and their state outlive it."""
+        names = list(self.clients)
+        threads = min(self.threads or len(names), len(names))
+        if self._pool is None:
+            if self._directory is None:
+                self._scratch = tempfile.TemporaryDirectory(prefix="polypfed-")
+            place = self._directory or Path(str(self._scratch and self._scratch.name))
+            self._pool = Pool(self._clients, place, min(self.workers or os.cpu_count() or 1, threads))
+        return _Running(names, threads, self._pool, self.filters, self.workspace)
 
     def _layout(self, tasks: Mapping[str, Task]) -> list[tuple[str, int]]:
         """Names and sizes of the layers that travel, for filters that go by name; none if no client tells."""
@@ -120,16 +137,10 @@ class NVFlare:
 class _Running:
     """One simulator under way."""
 
-    def __init__(self, backend: NVFlare) -> None:
+    def __init__(self, names: list[str], threads: int, pool: Pool, filters: list[Any], workspace: Path | None) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="polypfed-")
-        self._names = sorted(c.name for c in backend._clients)
+        self._names, self._pool, self._shared = names, pool, threads < len(names)
         place = Path(self._scratch.name)
-        threads = min(backend.threads or len(self._names), len(self._names))
-        self._shared = threads < len(self._names)
-        self._pool = Pool(
-            backend._clients, backend._directory or place, min(backend.workers or os.cpu_count() or 1, threads)
-        )
-        self._sites = set[str]()
         self._lost = set[str]()
         self._tasks: Mapping[str, Task] = {}
         self._end, self._number = 0.0, 0
@@ -140,8 +151,7 @@ class _Running:
         threading.Thread(target=self._accept, daemon=True).start()
         self._process: subprocess.Popen[bytes] | None = None
         try:
-            workspace = backend.workspace or place / "workspace"
-            self._process = self._launch(place, workspace, backend.filters, threads)
+            self._process = self._launch(place, workspace or place / "workspace", filters, threads)
             self._pool.warm()
             self._wait()
         except BaseException:
@@ -251,7 +261,6 @@ class _Running:
         for pipe in self._pipes:
             with suppress(OSError):
                 pipe.close()
-        self._pool.close()
         if self._process is not None:
             self._process.wait()
         _cleanup(self._scratch)

@@ -22,7 +22,7 @@ from polypfed import Failure, Task, Update
 from polypfed.backends.nvflare.exchange import ExchangeController
 from polypfed.backends.nvflare.payload import reply_to_shareable, task_from_shareable
 from polypfed.backends.nvflare.pool import Pool
-from polypfed.core.errors import BackendError
+from polypfed.core.errors import BackendError, ConfigError
 from tests.problems import Odd, exit_hard, sites, sleep_long
 
 PATIENT = 60.0
@@ -72,6 +72,22 @@ def test_a_client_that_waits_for_a_busy_process_is_late_and_not_stuck(folder: Pa
     finally:
         pool.close()
         thread.join()
+
+
+def test_clients_that_cannot_be_sent_are_refused_at_first_and_fail_later(folder: Path) -> None:
+    clients = sites(2)
+    clients[1].loss = threading.Lock()  # type: ignore[assignment]
+    pool = Pool(clients, folder, 1)
+    try:
+        assert perform(pool, "site-00") == ""
+        assert perform(pool, "site-01") == "client"
+    finally:
+        pool.close()
+    with pytest.raises(ConfigError, match="cannot be sent"):
+        Pool(clients, folder, 2).warm()
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
 
 
 def test_a_closed_pool_answers_that_the_site_is_lost(folder: Path) -> None:
