@@ -117,7 +117,7 @@ class Rounds(_Table):
 class Carrier(_Table):
     """What carries the rounds."""
 
-    name: Literal["local", "flower"] = "local"
+    name: Literal["local", "flower", "nvflare"] = "local"
     workers: Count = 1
 
 
@@ -283,4 +283,8 @@ def backend(config: Config) -> Backend:
         from polypfed.backends import Flower
 
         return Flower(workers=config.backend.workers)
+    if config.backend.name == "nvflare":
+        from polypfed.backends import NVFlare
+
+        return NVFlare(workers=config.backend.workers)
     return Local(workers=config.backend.workers)

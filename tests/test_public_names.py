@@ -47,7 +47,7 @@ NAMES = {
         "select",
         "strategies",
     ],
-    backends: ["Backend", "Flower", "Host", "Local"],
+    backends: ["Backend", "Flower", "Host", "Local", "NVFlare"],
     clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient", "Vectorised"],
     testing: [
         "ContractError",

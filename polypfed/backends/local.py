@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -159,11 +159,13 @@ class _Worker:
     pipe: Connection
 
     @classmethod
-    def start(cls, clients: Sequence[Client], directory: Path | None) -> "_Worker":
+    def start(
+        cls, clients: Sequence[Client], directory: Path | None, work: Callable[..., None] | None = None
+    ) -> "_Worker":
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=_work, args=(theirs, list(clients), directory, Registry.modules()), daemon=True
+            target=work or _work, args=(theirs, list(clients), directory, Registry.modules()), daemon=True
         )
         try:
             process.start()
@@ -201,13 +203,7 @@ class _Worker:
 
 def _work(pipe: Connection, clients: list[Client], directory: Path | None, modules: list[str]) -> None:
     """A worker process: one task at a time until the pipe closes; it does not outlive its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    for module in modules:
-        with suppress(ImportError):  # if it is the one in use, building it will say so
-            import_module(module)
+    _prepare(modules)
     by_name = {c.name: c for c in clients}
     while True:
         try:
@@ -216,6 +212,17 @@ def _work(pipe: Connection, clients: list[Client], directory: Path | None, modul
             return
         if isinstance(task, Task):  # a site's state lies on disk: another worker may have served it last
             pipe.send_bytes(_encoded(open_site(by_name[name], directory).perform(task)))
+
+
+def _prepare(modules: list[str]) -> None:
+    """What a worker process does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    for module in modules:
+        with suppress(ImportError):  # if it is the one in use, building it will say so
+            import_module(module)
 
 
 def _end_with(parent: BaseProcess) -> None:

@@ -57,7 +57,7 @@ def test_it_is_a_backend_that_hosts() -> None:
     assert isinstance(Local(), Host)
     carrier: Backend = Local()
     assert list(carrier.clients) == []
-    assert backends.__all__ == ["Backend", "Flower", "Host", "Local"]
+    assert backends.__all__ == ["Backend", "Flower", "Host", "Local", "NVFlare"]
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.0, True, "2", None])

@@ -1,0 +1,92 @@
+"""`polypfed deploy nvflare` writes a deployment on NVFlare; `polypfed nvflare` is the administrator's end of one."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polypfed.cli.show import console
+
+app = typer.Typer(help="A provisioned NVFlare deployment.", no_args_is_help=True, rich_markup_mode=None)
+Kit = Annotated[Path, typer.Argument(help="The administrator's start-up kit.")]
+Patience = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
+
+
+def nvflare(
+    directory: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
+    study: Annotated[Path | None, typer.Option(help="The study's TOML file; server and sites get a copy.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="A site's name; once per site.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Each site's folder of train/ and val/, in order.")] = None,
+    host: Annotated[str, typer.Option(help="Name of the server, as sites reach it.")] = "localhost",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its port for sites.")] = 8002,
+    admin_port: Annotated[int, typer.Option(min=1, max=65535, help="Its port for administrators.")] = 8003,
+    admin: Annotated[str, typer.Option(help="The administrator's e-mail address.")] = "admin@polypfed.org",
+    org: Annotated[str, typer.Option(help="The organisation in the certificates.")] = "polypfed",
+) -> None:
+    """Write a deployment on NVFlare: provisioned kits with keys and certificates, settings, scripts, READMEs."""
+    from polypfed.backends.nvflare import deploy
+
+    names = site or []
+    folders = [str(path.absolute()) for path in data or []]
+    if folders and len(folders) != len(names):
+        raise typer.BadParameter("give one --data for each --site, in the same order")
+    settings = {n: {"data": p} for n, p in zip(names, folders or ["data"] * len(names), strict=True)}
+    made = deploy.write(
+        directory, deploy.Plan(names, host, port, admin_port, admin, org, study, settings=settings if study else None)
+    )
+    console.print(f"Written: {made}. Begin with {made / 'README.md'}", markup=False)
+
+
+def register(commands: typer.Typer, deploy: typer.Typer) -> None:
+    """Add `polypfed nvflare ...` to `commands` and `nvflare` to its group `deploy`."""
+    deploy.command("nvflare")(nvflare)
+    commands.add_typer(app, name="nvflare")
+
+
+@app.command()
+def fit(kit: Annotated[Path, typer.Argument(help="A start-up kit that NVFlare has provisioned.")]) -> None:
+    """Make a kit fit for polypfed, and show what was changed; done twice, it changes nothing."""
+    from polypfed.backends.nvflare.kit import expiry, fit_kit
+
+    for line in fit_kit(kit):
+        console.print(line, markup=False, highlight=False)
+    console.print(f"Certificates are valid until {expiry(kit).date()}", markup=False)
+
+
+@app.command()
+def run(
+    kit: Kit,
+    name: Annotated[str, typer.Option(help="Of the run; a run begun earlier is resumed.")] = "study",
+    rounds: Annotated[int, typer.Option(min=0, help="Server rounds; 0 leaves them to the server's settings.")] = 0,
+    directory: Annotated[Path | None, typer.Option("--directory", "-d", help="Where the result is put.")] = None,
+    patience: Patience = 60.0,
+) -> None:
+    """Submit the run, watch it to its end, fetch its result."""
+    from polypfed.backends.nvflare import operate
+
+    logging.getLogger("nvflare").setLevel(logging.ERROR)
+    outcome = operate.conduct(
+        kit, name, rounds=rounds, into=directory, patience=patience, tell=lambda line: console.print(line, markup=False)
+    )
+    console.print(f"Complete: {outcome.result['rounds']} rounds, model {outcome.result['sha256']}", markup=False)
+    console.print(f"Result: {outcome.folder}", markup=False)
+
+
+@app.command()
+def status(kit: Kit, patience: Patience = 10.0) -> None:
+    """Show the sites that are connected, and jobs that are not finished."""
+    from polypfed.backends.nvflare import operate
+
+    with operate.session(kit, patience) as opened:
+        console.print_json(json.dumps(operate.status(opened)))
+
+
+@app.command()
+def stop(kit: Kit, patience: Patience = 10.0) -> None:
+    """Shut down all sites, then the server."""
+    from polypfed.backends.nvflare import operate
+
+    operate.stop(kit, patience)
+    console.print("The sites and the server are shutting down", markup=False)

@@ -1,0 +1,195 @@
+"""A deployment's real processes on the loopback interface, started as its README says, and ended by their pids."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from polypfed.backends.nvflare import deploy
+from polypfed.backends.nvflare.simulation import family
+from tests.problems import ROOT
+
+ADMIN = "admin@polypfed.org"
+PATIENT = 90.0
+COMMAND = """
+import typer
+from polypfed import cli
+from polypfed.cli import deploy_nvflare
+
+groups = {group.name: group.typer_instance for group in cli.app.registered_groups}
+if "nvflare" not in groups:
+    if "deploy" not in groups:
+        groups["deploy"] = typer.Typer()
+        cli.app.add_typer(groups["deploy"], name="deploy")
+        groups["deploy"].callback()(lambda: None)
+    deploy_nvflare.register(cli.app, groups["deploy"])
+cli.main()
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in held]
+    for s in held:
+        s.close()
+    return ports
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def until(what: Callable[[], Any], seconds: float = PATIENT) -> Any:
+    end = monotonic() + seconds
+    while not (found := what()):
+        assert monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+    return found
+
+
+class Deployment:
+    """The folder that `deploy.write` makes, and what runs in it."""
+
+    def __init__(self, folder: Path, names: Sequence[str], site: dict[str, Any] | None = None, **server: Any) -> None:
+        self.names, self.folder = sorted(names), folder / "deployment"
+        self.port, self.admin_port = free_ports(2)
+        settings = {n: {"names": self.names, **(site or {}).get(n, {})} for n in self.names}
+        plan = deploy.Plan(
+            self.names,
+            port=self.port,
+            admin_port=self.admin_port,
+            client="tests.live.nvflare.study:client",
+            federation="tests.live.nvflare.study:federation",
+            settings=settings,
+            server_settings=server,
+        )
+        deploy.write(self.folder, plan)
+        self.server, self.admin = self.kit("localhost"), self.kit(ADMIN)
+        self.environment = os.environ | {
+            "POLYPFED_BIN": str(Path(sys.executable).parent),
+            "PYTHONPATH": str(ROOT),
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def kit(self, name: str) -> Path:
+        return self.folder / "kits" / name
+
+    def start(self, *names: str) -> None:
+        for name in names:
+            with open(self.kit(name) / "out.log", "ab") as log:
+                self.running[name] = subprocess.Popen(
+                    ["./start.sh"],
+                    cwd=self.kit(name),
+                    env=self.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+
+    def start_all(self) -> None:
+        self.start("localhost", *self.names)
+        self.wait_for_sites()
+
+    def wait_for_sites(self) -> None:
+        found = self.ask(
+            "import time\n"
+            "for _ in range(200):\n"
+            "    answer = operate.status(opened)['sites']\n"
+            f"    if answer == {self.names!r}: break\n"
+            "    time.sleep(0.2)\n"
+        )
+        assert found == self.names
+
+    def ask(self, code: str) -> Any:
+        """What `code` leaves in `answer`, in a process of its own: NVFlare's sessions never let go of their threads."""
+        program = (
+            "import json\n"
+            "from pathlib import Path\n"
+            "from polypfed.backends.nvflare import operate\n"
+            f"kit = Path({str(self.admin)!r})\n"
+            f"with operate.session(kit, {PATIENT}) as opened:\n{textwrap.indent(code, '    ')}\n"
+            "    print('ANSWER', json.dumps(answer, default=str), flush=True)\n"
+        )
+        return json.loads(self._python("-c", program)[1].partition("ANSWER ")[2].splitlines()[0])
+
+    def command(self, *words: str) -> tuple[int, str, str]:
+        """`polypfed nvflare WORDS`; exit code and output."""
+        code, out, errors = self._python("-c", COMMAND, "nvflare", *words, check=False)
+        return code, out, errors
+
+    def conduct(self, run: str = "study", rounds: int = 0) -> dict[str, Any]:
+        """`polypfed nvflare run`; RUN/result.json."""
+        more = ["--rounds", str(rounds)] if rounds else []
+        code, out, errors = self.command("run", str(self.admin), "--name", run, *more)
+        self.said = out + errors
+        result: dict[str, Any] = json.loads((self.run_folder(run) / "result.json").read_text())
+        assert (code == 0) == (result["status"] == "completed"), self.said
+        return result
+
+    def _python(self, *arguments: str, check: bool = True) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+            stdin=subprocess.DEVNULL,
+        )
+        assert done.returncode == 0 or not check, done.stdout + done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    def log(self, name: str) -> str:
+        return (self.kit(name) / "out.log").read_text(errors="replace")
+
+    def run_folder(self, run: str = "study") -> Path:
+        return self.server / "runs" / run
+
+    def lines(self, file: str, run: str = "study") -> list[dict[str, Any]]:
+        path = self.run_folder(run) / file
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def accepted(self, run: str = "study") -> dict[int, int]:
+        return {r["round"]: r["value"] for r in self.lines("history.jsonl", run) if r["metric"] == "accepted"}
+
+    def processes(self, name: str, word: str = "") -> list[int]:
+        """Those that descend from the one started as `name` and whose command holds `word`."""
+        return [pid for pid in family(self.running[name].pid) if word in command(pid)]
+
+    def kill(self, name: str) -> None:
+        """As a power cut: the process and all below it."""
+        process = self.running.pop(name)
+        for pid in family(process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.wait()
+
+    def close(self) -> list[int]:
+        """End everything; the processes that are still there afterwards."""
+        pids = [pid for name in self.running for pid in family(self.running[name].pid)]
+        for name in list(self.running):
+            self.kill(name)
+        time.sleep(0.5)
+        return [pid for pid in pids if alive(pid)]

@@ -1,0 +1,65 @@
+"""docs/deploy-nvflare.md, executed as written."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polypfed.backends.nvflare.simulation import family
+from polypfed.core.rundir import load_model
+from tests.live.nvflare.processes import COMMAND, free_ports
+from tests.problems import ROOT
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(1800)]
+TEXT = (ROOT / "docs" / "deploy-nvflare.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def script() -> str:
+    """The blocks but the installation, with free ports in the place of 8002 and 8003."""
+    assert BLOCKS[0].startswith("pip install")
+    port, admin_port = free_ports(2)
+    ports = f"deploy nvflare fed --port {port} --admin-port {admin_port}"
+    body = "".join(BLOCKS[1:]).replace("deploy nvflare fed", ports)
+    assert "--admin-port" in body
+    return "set -eu\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n" + body
+
+
+def test_its_shell_is_sound() -> None:
+    subprocess.run(["bash", "-n", "-c", script()], check=True)
+
+
+@pytest.mark.skipif("POLYPFED_LONG" not in os.environ, reason="minutes of real training; set POLYPFED_LONG")
+def test_the_real_job_runs_as_written(tmp_path: Path, real_data: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "polypfed").write_text(f"#!{sys.executable}\n{COMMAND}")
+    (tmp_path / "bin" / "polypfed").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    more = {"POLYPFED_DATA": str(real_data), "POLYPFED_BIN": str(Path(sys.executable).parent)}
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), **more}
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(
+            ["bash", "-c", script()], cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            assert process.wait(1700) == 0, (tmp_path / "log").read_text()[-4000:]
+        finally:
+            for pid in family(process.pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+    said = (tmp_path / "log").read_text()
+    assert "Complete: 1 rounds" in said
+    assert "Complete: 2 rounds" in said
+    run = tmp_path / "fed" / "kits" / "localhost" / "runs" / "study"
+    assert load_model(run / "model.safetensors")[1].size > 1_000_000
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    sites = {r["site"] for r in rows if r["site"]}
+    of_two = [r for r in rows if r["round"] == 2 and r["site"] and r["metric"].startswith("map50@")]
+    assert {(r["site"], r["metric"]) for r in of_two} == {(a, f"map50@{b}") for a in sites for b in sites}
