@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from polypfed.cli import compare, data, deploy, doctor, keys, runs, site
+from polypfed.cli import compare, data, deploy, deploy_nvflare, doctor, keys, runs, site
 from polypfed.cli.show import console
 from polypfed.core.errors import PolypfedError, QuorumError
 
@@ -27,6 +27,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(site.app, name="site")
+deploy_nvflare.register(app, deploy.app)
 
 
 def _show_version(wanted: bool) -> None:
