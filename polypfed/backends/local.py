@@ -107,8 +107,8 @@ class Local:
             self._pool.append(_Worker.start(self._clients, self._directory))
         queue, idle, busy = deque(sorted(tasks)), list(self._pool), dict[str, _Worker]()
         while (queue or busy) and monotonic() < end:
-            while queue and idle:
-                name, worker = queue.popleft(), idle.pop()
+            while pair := self._match(queue, idle, tasks):
+                name, worker = pair
                 worker = worker if worker.process.is_alive() else self._replace(worker)
                 if worker.send(name, tasks[name]):
                     busy[name] = worker
@@ -123,6 +123,18 @@ class Local:
         for worker in busy.values():
             self._replace(worker)
         yield from (_late(name, tasks[name]) for name in sorted([*busy, *queue]))
+
+    def _match(
+        self, queue: deque[str], idle: list["_Worker"], tasks: Mapping[str, Task]
+    ) -> tuple[str, "_Worker"] | None:
+        """The next site and who serves it, taken off both lists; a site of a masked run has a worker of its own."""
+        for name in list(queue) if idle else ():
+            home = self._pool[self.clients.index(name) % len(self._pool)] if _masked(tasks[name]) else idle[-1]
+            if home in idle:
+                queue.remove(name)
+                idle.remove(home)
+                return name, home
+        return None
 
     def _replace(self, worker: "_Worker") -> "_Worker":
         worker.stop()
@@ -143,6 +155,11 @@ def _ready(busy: Mapping[str, "_Worker"], end: float) -> list[str]:
     pipes = {worker.pipe: name for name, worker in busy.items()}
     ready = wait(list(pipes), timeout=min(max(0.0, end - monotonic()), _PATIENCE))
     return [name for pipe, name in pipes.items() if pipe in ready]
+
+
+def _masked(task: Task) -> bool:
+    """Is it part of a run under masks?"""
+    return any(stage.get("name") == "mask" for stage in task.config.get("stages", {}).get("list", ()))
 
 
 def _late(name: str, task: Task) -> Failure:
@@ -204,13 +221,16 @@ class _Worker:
 def _work(pipe: Connection, clients: list[Client], directory: Path | None, modules: list[str]) -> None:
     """A worker process: one task at a time until the pipe closes; it does not outlive its parent."""
     _prepare(modules)
-    by_name = {c.name: c for c in clients}
+    by_name, stays = {c.name: c for c in clients}, dict[str, Site]()
     while True:
         try:
             name, task = pipe.recv_bytes().decode(), decode(pipe.recv_bytes())
         except (EOFError, OSError):
             return
-        if isinstance(task, Task):  # a site's state lies on disk: another worker may have served it last
+        if isinstance(task, Task) and _masked(task):  # the secrets of an attempt live in memory only
+            site = stays.setdefault(name, open_site(by_name[name], directory))
+            pipe.send_bytes(_encoded(site.perform(task)))
+        elif isinstance(task, Task):  # a site's state lies on disk: another worker may have served it last
             pipe.send_bytes(_encoded(open_site(by_name[name], directory).perform(task)))
 
 

@@ -120,6 +120,10 @@ def test_resume(tmp_path: Path) -> None:
     assert bits(fed(FedAdam()).resume(tmp_path / "broken", 5, Local())) == bits(straight)
 
 
+def test_workers_keep_the_secrets_of_their_sites() -> None:
+    assert bits(fed(FedAdam()).run(2, Local(workers=2))) == bits(fed(FedAdam()).run(2, Local()))
+
+
 def test_two_sites_are_refused() -> None:
     with pytest.raises(IncompatiblePrivacy, match="3 are needed"):
         Federation(clients=clients(2), stages=stages("secagg", cap=100))
