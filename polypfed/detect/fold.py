@@ -55,18 +55,15 @@ class Convolution:
             raise LayoutError("has values that are not finite", where=self.norm or self.name, remedy=_REMEDY)
         return gain, bias
 
-    def fold(self, arrays: Mapping[str, Floats], out: Floats | None = None) -> tuple[Floats, Floats]:
-        """(weight, bias): (out, h, w, in) and (out,) float32, as TFLite stores them.
-
-        Args:
-            out: where the weight is written; made if None.
-        """
+    def fold(self, arrays: Mapping[str, Floats]) -> tuple[Floats, Floats]:
+        """(weight, bias): (out, h, w, in) and (out,) float32, as TFLite stores them."""
         gain, bias = self.channels(arrays)
         weight = arrays[self.weight].transpose(0, 2, 3, 1)
+        folded = np.empty(weight.shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            folded = np.multiply(weight, gain[:, None, None, None], out=out)
-        if not np.isfinite(folded.sum(dtype=np.float64)):
-            raise LayoutError("has values that are not finite", where=self.weight, remedy=_REMEDY)
+            np.multiply(weight, gain[:, None, None, None], out=folded)
+            if not np.isfinite(folded.sum()):  # one pass; sums of values that large are no weights either
+                raise LayoutError("has values that are not finite", where=self.weight, remedy=_REMEDY)
         return folded, bias
 
 

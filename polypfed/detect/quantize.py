@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polypfed.core.errors import DataError
-from polypfed.detect.patch import Arrays, channel_scales, check_shapes, finish, patch, round_weights, store
+from polypfed.detect.patch import Arrays, Edit, assemble, channel_scales, check_shapes, flags, patch, round_weights
 from polypfed.detect.runtime import interpreter
 from polypfed.detect.template import Blank, Slot, Template
 from polypfed.detect.tflite import ModelFileError, TFLite
@@ -88,18 +88,16 @@ def quantized(template: Template, arrays: Arrays, ranges: Ranges, *, npu: bool =
     """
     blank = template.blank("int8")
     check_shapes(blank, arrays)
-    data = bytearray(blank.data)
     scales = _activations(blank, ranges)
+    edits: list[Edit] = flags(blank, npu)
     for index, (scale, zero) in scales.items():
         tensor = blank.graph.tensors[index]
         if tensor.scale is None or tensor.zero_point is None:
             raise ModelFileError(f"{tensor.name!r} has no place for a scale", where=template.where)
-        store(data, tensor.scale, np.array([scale]), "<f4")
-        store(data, tensor.zero_point, np.array([zero]), "<i8")
+        edits += [(tensor.scale, np.array([scale], "<f4")), (tensor.zero_point, np.array([zero], "<i8"))]
     for slot in blank.slots:
-        _layer(data, slot, arrays, scales[slot.operator.inputs[0]][0], scales[slot.operator.outputs[0]][0])
-    finish(data, blank, npu)
-    return bytes(data)
+        edits += _layer(slot, arrays, scales[slot.operator.inputs[0]][0], scales[slot.operator.outputs[0]][0])
+    return assemble(blank, edits)
 
 
 def shift_heads(
@@ -145,7 +143,7 @@ def _logits(model: bytes, frames: list[Pixels], threads: int) -> list[NDArray[np
     return [np.stack(row) for row in rows]
 
 
-def _layer(data: bytearray, slot: Slot, arrays: Arrays, before: np.float32, after: np.float32) -> None:
+def _layer(slot: Slot, arrays: Arrays, before: np.float32, after: np.float32) -> list[Edit]:
     weight, bias = slot.layer.fold(arrays)
     # Dead channels: a scale so small that the bias leaves int32, or that the kernels refuse, is raised.
     least = np.maximum(np.abs(bias) / (np.float64(before) * 2**30), np.float64(after) / before * _LEAST_RATIO)
@@ -153,10 +151,12 @@ def _layer(data: bytearray, slot: Slot, arrays: Arrays, before: np.float32, afte
     wide = np.float64(before) * scales
     if slot.scale is None or slot.bias_scale is None:
         raise ModelFileError("holds no scales", where=slot.layer.weight)
-    store(data, slot.weight, round_weights(weight, scales), "i1")
-    store(data, slot.scale, scales, "<f4")
-    store(data, slot.bias, np.rint(bias / wide), "<i4")
-    store(data, slot.bias_scale, wide, "<f4")
+    return [
+        (slot.weight, round_weights(weight, scales)),
+        (slot.scale, scales),
+        (slot.bias, np.rint(bias / wide).astype("<i4")),
+        (slot.bias_scale, wide.astype("<f4")),
+    ]
 
 
 def _activations(blank: Blank, ranges: Ranges) -> dict[int, tuple[np.float32, int]]:
