@@ -24,6 +24,7 @@ from polypfed.detect.litert import LiteRTDetector
 from polypfed.detect.patch import patch
 from polypfed.detect.quantize import calibrate, quantize, quantized
 from polypfed.detect.runtime import interpreter, runtime
+from polypfed.detect.scoring import best_confidence
 from polypfed.detect.template import Template
 
 FRAME = (1024, 1280, 3)
@@ -307,9 +308,15 @@ def bench_quality(table: Table, template: Template, arrays: dict, work: Path) ->
     models["int8"] = quantize(template, arrays, squares)
     for name, model in models.items():
         seen = compare(exact, run(model), 0.7, true)
-        about = {"max_diff": seen.difference, "boxes": seen.boxes, "frames": seen.frames}
+        about = {"diff_p99": seen.difference, "max_diff": seen.largest, "boxes": seen.boxes, "frames": seen.frames}
         table.add(f"{name}: agreement on hard/easy at 0.7", seen.agreement, ">= 0.98", seen.agreement >= 0.98, **about)
         table.add(f"{name}: AP50 lost", float(seen.ap50 or 0), "<= 0.01", bool((seen.ap50 or 0) <= 0.01))
+    pair = [LiteRTDetector(m, conf=0.001) for m in (models["int8"], float_model)]
+    best, twice = best_confidence(pair[0], images, pair[1], 0.7, 0.1)
+    same = float((np.array([d.best < 0.7 for d in exact]) == (best < np.float32(0.7))).mean())
+    table.add(
+        "int8, near the threshold fp32: agreement", same, ">= 0.98", same >= 0.98, asked_twice=twice / len(images)
+    )
     average: dict[str, tuple[float, float]] = {}
     for square in squares:
         for key, (low, high) in calibrate(float_model, [square]).items():

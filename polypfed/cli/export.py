@@ -77,7 +77,7 @@ def _gated(
         seen = done.agreement
         console.print(
             f"{seen.frames} images: decisions at {threshold} agree on {seen.agreement:.1%}, "
-            f"confidences differ by up to {seen.difference:.3f}",
+            f"confidences differ by up to {seen.largest:.3f}",
             markup=False,
         )
 
