@@ -42,7 +42,7 @@ NAMES = {
         "strategies",
     ],
     backends: ["Backend", "Host", "Local"],
-    clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient"],
+    clients: ["Client", "DetectorClient", "EdgeClient", "HasInitial", "NumpyClient", "Site", "TorchClient"],
     strategies: sorted(
         "Averaging Base Cohort Ditto FedAdagrad FedAdam FedAvg FedAvgM FedBN FedBuff FedDyn FedNova FedPer FedProx"
         " FedYogi KeepBest LocalRule PlainRule Registry Scaffold State Strategy Wrapper".split()

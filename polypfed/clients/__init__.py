@@ -10,11 +10,16 @@ from polypfed.core.extras import require
 
 if TYPE_CHECKING:
     from polypfed.clients.detector_client import DetectorClient as DetectorClient
+    from polypfed.clients.edge_client import EdgeClient as EdgeClient
     from polypfed.clients.torch_client import TorchClient as TorchClient
 
-_LAZY = {"TorchClient": "polypfed.clients.torch_client", "DetectorClient": "polypfed.clients.detector_client"}
+_LAZY = {
+    "TorchClient": "polypfed.clients.torch_client",
+    "DetectorClient": "polypfed.clients.detector_client",
+    "EdgeClient": "polypfed.clients.edge_client",
+}
 
-__all__ = ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient"]
+__all__ = ["Client", "DetectorClient", "EdgeClient", "HasInitial", "NumpyClient", "Site", "TorchClient"]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,7 @@ def best_confidence(
     >>> from polypfed.detect import Detections
     >>> near = lambda image: Detections([[0, 0, 1, 1]], [image.mean()])
     >>> found = best_confidence(near, [np.full((2, 2), v) for v in (0.1, 0.65, 0.9)], lambda image: near(image + 0.06))
-    >>> found[0].round(2).tolist(), found[1]
+    >>> [round(float(c), 2) for c in found[0]], found[1]
     ([0.1, 0.71, 0.9], 1)
     """
     found, twice = [], 0

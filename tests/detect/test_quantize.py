@@ -148,7 +148,7 @@ def test_compare_by_hand():
     seen = compare(found(0.9, 0.72, 0.1, 0.69), found(0.8, 0.69, 0.1, 0.71), 0.7)
     assert (seen.frames, seen.agreement, seen.boxes, seen.ceiling) == (4, 0.5, 1.0, False)
     assert seen.largest == pytest.approx(0.1)
-    assert seen.difference == pytest.approx(0.03)  # of 0.1, 0.03, 0.02, 0 the one below the hundredth
+    assert seen.difference == pytest.approx(0.03, abs=1e-6)  # of 0.1, 0.03, 0.02, 0 the one below the hundredth
     assert compare(found(*[0.5] * 200), found(*[0.5] * 199, 0.1)).difference == 0.0
     assert (
         compare(found(0.7), [Detections()], 0.7).failures(Limits())[2] == "0.000 of the boxes are found again, not 0.95"
