@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 pytest.importorskip("cryptography", reason="install polypfed[edge]")
 
 from polypfed.cli import bench, samples
+from polypfed.cli.device import device
 from polypfed.core.errors import ConfigError, DataError, PolypfedError
 from polypfed.data.store import SampleStore, Vault
 
@@ -73,3 +75,37 @@ def test_bench_latency(tmp_path):
     assert "FPS/W" in output
     (row,) = json.loads((tmp_path / "l.json").read_text())["rows"]
     assert (row["precision"], row["watts"], row["threads"], row["npu"]) == ("int8", 1.65, 1, False)
+
+
+def test_the_service_keeps_hard_frames(tmp_path):
+    pytest.importorskip("ai_edge_litert", reason="no TFLite runtime: install polypfed[edge]")
+    pytest.importorskip("cv2")
+    from PIL import Image
+
+    from polypfed.core.model import ModelSpec
+    from polypfed.core.rundir import save_model
+    from polypfed.detect.template import Template
+
+    values = {}
+    for slot in Template.open(MINI).blank("fp32").slots:
+        out, height, width, deep = slot.shape
+        values[slot.layer.weight] = np.zeros((out, deep, height, width), np.float32)
+        names = [f"{slot.layer.norm}.{n}" for n in ("weight", "bias", "running_mean", "running_var")]
+        values |= {n: np.ones(out, np.float32) for n in (names if slot.layer.norm else [f"{slot.layer.name}.bias"])}
+    for name in ("scores.0.bias", "scores.1.bias"):
+        values[name][...] = -1  # confidence 0.27 everywhere
+    spec = ModelSpec.of(values)
+    save_model(tmp_path / "models" / "round-1.safetensors", spec, spec.pack(values))
+    (tmp_path / "in").mkdir()
+    for i in range(5):
+        Image.fromarray(np.full((48, 64, 3), 40 * i, np.uint8)).save(tmp_path / "in" / f"{i}.png")
+    app = typer.Typer()
+    app.command()(device)
+    place = ("--template", MINI, "--models", tmp_path / "models", "--store", tmp_path / "s")
+    with pytest.raises(ConfigError, match="a store needs a key"):
+        run(app, tmp_path / "in", *place)
+    output = run(app, tmp_path / "in", *place, "--key", tmp_path / "k", "--every", 2)
+    assert output.strip() == "5 frames, 5 hard, 3 kept, 0 errors, 1 models, 0 refused"
+    with SampleStore(tmp_path / "s", Vault(tmp_path / "k")) as store:
+        assert [(r.model, round(r.confidence, 2)) for r in store.records()] == [("round-1", 0.27)] * 3
+        assert [store.name(r.id) for r in store.records()] == ["0.png", "2.png", "4.png"]
