@@ -18,7 +18,7 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32, fp16, dynamic or int8.")] = "fp32",
     image_size: Annotated[int, typer.Option(help="Side of the square the detector sees; a multiple of 32.")] = 320,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write.")] = None,
-    frames: Annotated[Path | None, typer.Option(help="Images for int8: 16 calibrate, the others judge.")] = None,
+    frames: Annotated[Path | None, typer.Option(help="Images for int8: 32 calibrate, the others judge.")] = None,
     threshold: Annotated[float, typer.Option(help="The selector's: int8 must decide like fp32 there.")] = 0.7,
     npu: Annotated[bool, typer.Option(help="Clear the resize flag that some NPU drivers refuse.")] = False,
     templates: Annotated[Path | None, typer.Option(help="Folder of templates; by default in the cache.")] = None,

@@ -19,7 +19,7 @@ from polypfed.detect.template import Precision, Template
 _LOG = logging.getLogger(__name__)
 ORDER: tuple[Precision, ...] = ("int8", "dynamic", "fp16", "fp32")
 _LEAST = 0.001
-_CALIBRATION = 16
+_CALIBRATION = 32
 
 Frames = Sequence[NDArray[np.uint8]]
 
@@ -134,9 +134,11 @@ def _answers(model: bytes, frames: Frames, threads: int, delegate: Delegate | No
 
 
 def _divide(frames: Frames, true: Sequence[ArrayLike] | None) -> tuple[Frames, Frames, Sequence[ArrayLike] | None]:
-    """Take every so many frames out for calibration: at most 16, and never more than a third."""
+    """Take every so many frames out for calibration: at most 32, and never more than a third."""
     step = max(3, len(frames) // _CALIBRATION)
-    taken = set(range(0, len(frames), step)) if len(frames) < 3 * _CALIBRATION else set(range(0, 16 * step, step))
+    taken = (
+        set(range(0, len(frames), step)) if len(frames) < 3 * _CALIBRATION else set(range(0, _CALIBRATION * step, step))
+    )
     rest = [i for i in range(len(frames)) if i not in taken]
     kept = None if true is None else [true[i] for i in rest]
     return [frames[i] for i in rest], [frames[i] for i in sorted(taken)], kept

@@ -7,7 +7,7 @@ Quantisation is that of LiteRT (Jacob et al., 2018): int8, asymmetric by tensor 
 for weights, int32 biases.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,35 +36,45 @@ def quantize(
 
     Args:
         arrays: as for `patch`.
-        frames: a handful (16 are enough), each (imgsz, imgsz, 3) uint8 RGB, letterboxed as the detector sees them.
+        frames: 32 are enough, each (imgsz, imgsz, 3) uint8 RGB, letterboxed as the detector sees them; with 16, best
+            confidences were found to differ from fp32's by a third more.
         threads: for running the float model over the frames.
 
     Raises:
         LayoutError, ModelFileError: as `patch`. DataError: no frames, or of another shape.
     """
     float_model, seen = patch(template, arrays), list(frames)
-    ranges = calibrate(float_model, seen, threads)
-    shifted = shift_heads(template, arrays, float_model, quantized(template, arrays, ranges), seen, threads)
+    ranges, logits = observe(float_model, seen, threads)
+    shifted = shift_heads(template, arrays, logits, quantized(template, arrays, ranges), seen, threads)
     return quantized(template, shifted, ranges, npu=npu)
 
 
 def calibrate(model: bytes, frames: Iterable[Pixels], threads: int = 1) -> dict[str, tuple[float, float]]:
     """The least and largest value of every activation that needs a range, by tensor name.
 
-    The float model is run with these activations as additional outputs, which keeps the optimised kernels: an
-    interpreter that preserves all tensors takes three to four times as long.
-
     Args:
         model: an fp32 `.tflite`. frames: as for `quantize`.
+    """
+    return observe(model, frames, threads)[0]
+
+
+def observe(
+    model: bytes, frames: Iterable[Pixels], threads: int = 1
+) -> tuple[dict[str, tuple[float, float]], list[NDArray[np.float32]]]:
+    """What `calibrate` gives, and the logits of the score heads, (frames, cells) each.
+
+    The float model is run with these activations as additional outputs, which keeps the optimised kernels: an
+    interpreter that preserves all tensors takes three to four times as long.
     """
     graph = TFLite(model)
     free = _SAME.keys() | {_LOGISTIC}
     wanted = [i for o in graph.operators if o.code not in free for i in o.outputs]
+    heads = _score_heads(graph)
     runner = interpreter(graph.with_outputs(wanted), threads)
     place, shape = graph.inputs[0], graph.tensors[graph.inputs[0]].shape[1:]
     low, high = np.full(len(wanted), np.inf), np.full(len(wanted), -np.inf)
-    count = 0
-    for count, frame in enumerate(frames, 1):  # noqa: B007 - used after the loop
+    rows: list[list[NDArray[np.float32]]] = [[] for _ in heads]
+    for frame in frames:
         if frame.shape != shape or frame.dtype != np.uint8:
             raise DataError(f"a frame is {frame.dtype}{frame.shape}, the model takes uint8{shape}", where="frames")
         runner.set_tensor(place, frame[None].astype(np.float32) / np.float32(255))
@@ -73,11 +83,14 @@ def calibrate(model: bytes, frames: Iterable[Pixels], threads: int = 1) -> dict[
             values = runner.tensor(index)()
             low[number], high[number] = min(low[number], values.min()), max(high[number], values.max())
             del values  # a view that lives on forbids the next invoke
-    if not count:
-        raise DataError("there are none to calibrate on", where="frames")
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        for row, index in zip(rows, heads.values(), strict=True):
+            row.append(runner.get_tensor(index).ravel())
+    if not np.isfinite(low).all() or not np.isfinite(high).all():
+        if np.isposinf(low).all():
+            raise DataError("there are none to calibrate on", where="frames")
         raise DataError("the model gives values that are not finite", where="model")
-    return {graph.tensors[i].name: (float(a), float(b)) for i, a, b in zip(wanted, low, high, strict=True)}
+    ranges = {graph.tensors[i].name: (float(a), float(b)) for i, a, b in zip(wanted, low, high, strict=True)}
+    return ranges, [np.stack(row) for row in rows]
 
 
 def quantized(template: Template, arrays: Arrays, ranges: Ranges, *, npu: bool = False) -> bytes:
@@ -101,18 +114,25 @@ def quantized(template: Template, arrays: Arrays, ranges: Ranges, *, npu: bool =
 
 
 def shift_heads(
-    template: Template, arrays: Arrays, float_model: bytes, model: bytes, frames: list[Pixels], threads: int = 1
+    template: Template,
+    arrays: Arrays,
+    logits: Sequence[NDArray[np.float32]],
+    model: bytes,
+    frames: Iterable[Pixels],
+    threads: int = 1,
 ) -> Arrays:
     """The arrays with the biases of the score heads corrected for what quantisation does to confident cells.
 
     Rounding through sixty layers makes sure cells a little less sure, all of them alike. The mean difference of the
     logits of fp32 and int8, over the cells that fp32 gives at least 0.12, is added to the bias (bias correction, Nagel
     et al., 2019, on the one layer where it decides). Levels with fewer than 8 such cells stay as they are.
+
+    Args:
+        logits: fp32's, as `observe` gives them for `frames`. model: the int8 file of the same arrays.
     """
     layers = [template.layers[k] for k in _score_heads(template.blank("fp32").graph)]
-    first, second = (_logits(m, frames, threads) for m in (float_model, model))
     changed = dict(arrays)
-    for layer, wanted, got in zip(layers, first, second, strict=True):
+    for layer, wanted, got in zip(layers, logits, _int8_logits(model, frames, threads), strict=True):
         sure = wanted > _SURE
         if sure.sum() >= _ENOUGH and not layer.norm:
             shift = np.clip((wanted - got)[sure].mean(), -_MOST_SHIFT, _MOST_SHIFT)
@@ -120,26 +140,25 @@ def shift_heads(
     return changed
 
 
-def _score_heads(graph: TFLite) -> list[int]:
-    """Which convolutions lead into a sigmoid that is an output, counted in the order of the file."""
+def _score_heads(graph: TFLite) -> dict[int, int]:
+    """The convolutions that lead into a sigmoid that is an output: their number in the file -> their output tensor."""
     into = {o.inputs[0] for o in graph.operators if o.code == _LOGISTIC and o.outputs[0] in graph.outputs}
-    return [k for k, o in enumerate(o for o in graph.operators if o.code == 3) if o.outputs[0] in into]
+    nodes = enumerate(o for o in graph.operators if o.code == 3)
+    return {k: o.outputs[0] for k, o in nodes if o.outputs[0] in into}
 
 
-def _logits(model: bytes, frames: list[Pixels], threads: int) -> list[NDArray[np.float32]]:
-    """(frames, cells) of every score head, before the sigmoid."""
+def _int8_logits(model: bytes, frames: Iterable[Pixels], threads: int) -> list[NDArray[np.float32]]:
+    """(frames, cells) of every score head of an int8 file, before the sigmoid."""
     graph = TFLite(model)
-    nodes = [o for o in graph.operators if o.code == 3]
-    places = [nodes[k].outputs[0] for k in _score_heads(graph)]
-    runner, whole = interpreter(graph.with_outputs(places), threads), graph.tensors[graph.inputs[0]].type == _INT8
+    places = list(_score_heads(graph).values())
+    runner = interpreter(graph.with_outputs(places), threads)
     rows: list[list[NDArray[np.float32]]] = [[] for _ in places]
     for frame in frames:
-        pixels = (frame ^ 0x80).view(np.int8) if whole else frame.astype(np.float32) / np.float32(255)
-        runner.set_tensor(graph.inputs[0], pixels[None])
+        runner.set_tensor(graph.inputs[0], (frame ^ 0x80).view(np.int8)[None])
         runner.invoke()
         for row, place in zip(rows, places, strict=True):
             values = runner.get_tensor(place).ravel().astype(np.float32)
-            row.append((values - graph.zero_point(place)) * graph.scale(place) if whole else values)
+            row.append((values - graph.zero_point(place)) * graph.scale(place))
     return [np.stack(row) for row in rows]
 
 

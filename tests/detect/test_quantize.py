@@ -29,7 +29,7 @@ def exact(template, learned, discs):
 @pytest.fixture(scope="module")
 def calibration(mini):
     rng = np.random.default_rng(77)
-    return [mini.disc(rng)[0] for _ in range(16)]
+    return [mini.disc(rng)[0] for _ in range(32)]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_adapt_takes_int8_and_says_why_not(template, learned, discs, caplog):
     frames, true = discs
     taken = adapt(template, learned, frames[:120], true=true[:120], limits=_LOOSE)
     assert (taken.precision, taken.refused) == ("int8", ())
-    assert taken.agreement.frames == 104
+    assert taken.agreement.frames == 88
     hopeless = Limits(difference=1e-9, agreement=1.0)
     fallen = adapt(template, learned, frames[:60], limits=hopeless)
     assert fallen.precision == "fp32"
