@@ -43,9 +43,8 @@ def main() -> int:
         print(done.stderr.strip().splitlines()[-1], file=sys.stderr)
         return 1
     for item in sorted(json.loads(done.stdout)["install"], key=lambda i: i["metadata"]["name"].lower()):
-        print(
-            f"{item['metadata']['name']:<28} {item['metadata']['version']:<14} {item['download_info']['url'].split('/')[-1]}"
-        )
+        about, file = item["metadata"], item["download_info"]["url"].split("/")[-1]
+        print(f"{about['name']:<28} {about['version']:<14} {file}")
     return 0
 
 

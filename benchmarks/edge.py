@@ -3,7 +3,7 @@
     python benchmarks/edge.py --work /tmp/edge [--data REAL_IMAGES] [--only PART]
 
 Needs the extras `yolo` and `edge`, and a template of yolov5n at 320 and 160 (`polypfed export yolov5n`, once). The
-detector of the INT8 part is trained here for two minutes; what is trained stays in --work.
+detector of the INT8 part is trained here for three minutes; what is trained stays in --work.
 """
 
 import argparse
@@ -261,7 +261,7 @@ def torch_error(template: Template, arrays: dict) -> float:
 
 
 def train(work: Path, data: Path, imgsz: int, epochs: int) -> Path:
-    """A detector of Kvasir-SEG from COCO weights, some two minutes; kept in `work`."""
+    """A detector of Kvasir-SEG from COCO weights, some three minutes; kept in `work`."""
     import shutil
 
     from polypfed.clients import DetectorClient
@@ -430,7 +430,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("POLYPFED_DATA", "../shared/data")))
     parser.add_argument("--runs", type=int, default=60)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--only", choices=PARTS, action="append")
     options = parser.parse_args()
     work = options.work.absolute()

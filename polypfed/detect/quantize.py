@@ -25,7 +25,7 @@ _INT8, _LOGISTIC, _MUL, _QUANTIZE = 9, 14, 18, 114
 _SAME = {2: "CONCATENATION", 17: "MAX_POOL_2D", 22: "RESHAPE", 34: "PAD", 39: "TRANSPOSE", 45: "STRIDED_SLICE"}
 _SAME |= {97: "RESIZE_NEAREST_NEIGHBOR"}
 _PINNED = {"input": (np.float32(1 / 255), -128), "logistic": (np.float32(1 / 256), -128)}
-_SURE, _ENOUGH, _MOST_SHIFT = -2.0, 8, 0.5  # logits
+_SURE, _ENOUGH, _MOST_SHIFT = -1.0, 8, 0.5  # logits
 _LEAST_RATIO = 2.0**-30  # XNNPACK takes (input scale * weight scale / output scale) from 2^-32 to 256
 
 
@@ -124,7 +124,7 @@ def shift_heads(
     """The arrays with the biases of the score heads corrected for what quantisation does to confident cells.
 
     Rounding through sixty layers makes sure cells a little less sure, all of them alike. The mean difference of the
-    logits of fp32 and int8, over the cells that fp32 gives at least 0.12, is added to the bias (bias correction, Nagel
+    logits of fp32 and int8, over the cells that fp32 gives at least 0.27, is added to the bias (bias correction, Nagel
     et al., 2019, on the one layer where it decides). Levels with fewer than 8 such cells stay as they are.
 
     Args:
