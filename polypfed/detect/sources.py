@@ -141,12 +141,13 @@ def _read(cv2: Any, capture: Any) -> Iterator[tuple[Pixels, float]]:
 
 
 def _decode(path: Path) -> Pixels:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
             if image.width * image.height > _LARGEST:
                 raise DataError(f"is {image.width} x {image.height} pixels large", where=path)
             return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # ImportError: ultralytics replaces Image.open by one that looks for further packages.
+    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError) as error:
         raise DataError(f"cannot be read ({error})", where=path) from None
