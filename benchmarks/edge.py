@@ -7,6 +7,7 @@ detector of the INT8 part is trained here for three minutes; what is trained sta
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -124,7 +125,8 @@ def bench_frames(table: Table, fp32: bytes, int8: bytes, runs: int, own: Path | 
 
 def ultralytics_export(model: Path, work: Path, imgsz: int) -> Path | None:
     """What ultralytics itself makes of the same weights; None without the converter."""
-    found = list(work.glob("own/**/*.tflite"))
+    own = work / f"own-{hashlib.sha256(model.read_bytes()).hexdigest()[:12]}"
+    found = list(own.glob("**/*.tflite"))
     if found:
         return found[0]
     converter = Converter()
@@ -145,13 +147,13 @@ net.task, net.pt_path = "detect", "own.pt"
 wrap.model = net
 print(wrap.export(format="tflite", imgsz={imgsz}, nms=False, verbose=False))
 """
-    (work / "own").mkdir(exist_ok=True)
+    own.mkdir(exist_ok=True)
     environment = os.environ | {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "PYTHONPATH": os.getcwd()}
     environment["YOLO_CONFIG_DIR"] = str(work)
     done = subprocess.run(
-        [str(converter.python), "-c", program], cwd=work / "own", env=environment, capture_output=True, text=True
+        [str(converter.python), "-c", program], cwd=own, env=environment, capture_output=True, text=True
     )
-    found = list(work.glob("own/**/*.tflite"))
+    found = list(own.glob("**/*.tflite"))
     if not found:
         print("ultralytics' own export failed:", done.stderr.strip().splitlines()[-1:])
     return found[0] if found else None
