@@ -44,11 +44,21 @@ NAMES = {
         "backends",
         "clients",
         "data",
+        "privacy",
         "select",
         "strategies",
     ],
     backends: ["Backend", "Flower", "Host", "Local", "NVFlare"],
-    clients: ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient", "Vectorised"],
+    clients: [
+        "Client",
+        "DetectorClient",
+        "EdgeClient",
+        "HasInitial",
+        "NumpyClient",
+        "Site",
+        "TorchClient",
+        "Vectorised",
+    ],
     testing: [
         "ContractError",
         "SampleClient",
@@ -101,11 +111,19 @@ pf.Federation(clients=clients, strategy=pf.strategies.FedAvg()).run(rounds=1, ba
 """
 
 
-@pytest.mark.parametrize("code", ["import polypfed", RUN], ids=["import", "run"])
+NAMES_ALONE = "import polypfed\nfor name in polypfed.__all__: getattr(polypfed, name)"
+
+
+@pytest.mark.parametrize("code", [NAMES_ALONE, RUN], ids=["names", "run"])
 def test_nothing_heavy_is_loaded(code: str) -> None:
     modules = loaded(code)
     assert "numpy" in modules
     assert not modules & set(HEAVY)
+
+
+def test_importing_the_package_loads_no_room() -> None:
+    """A device that only detects pays for nothing else."""
+    assert not {m for m in loaded("import polypfed") if m.startswith("polypfed.")}
 
 
 def test_core_and_strategies_need_numpy_and_safetensors_only() -> None:

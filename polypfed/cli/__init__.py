@@ -6,7 +6,21 @@ import sys
 
 import typer
 
-from polypfed.cli import compare, data, deploy, deploy_nvflare, doctor, keys, runs, site
+from polypfed.cli import (
+    bench,
+    compare,
+    data,
+    deploy,
+    deploy_nvflare,
+    detect,
+    device,
+    doctor,
+    export,
+    keys,
+    runs,
+    samples,
+    site,
+)
 from polypfed.cli.show import console
 from polypfed.core.errors import PolypfedError, QuorumError
 
@@ -23,7 +37,12 @@ app.command("run")(runs.run)
 app.command("report")(runs.report)
 app.command("compare")(compare.compare)
 app.command("doctor")(doctor.doctor)
+app.command("export")(export.export)
+app.command("detect")(detect.detect)
+app.command("device")(device.device)
 app.add_typer(data.app, name="data")
+app.add_typer(samples.app, name="samples")
+app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(site.app, name="site")

@@ -10,16 +10,18 @@ from polypfed.core.extras import require
 
 if TYPE_CHECKING:
     from polypfed.clients.detector_client import DetectorClient as DetectorClient
+    from polypfed.clients.edge_client import EdgeClient as EdgeClient
     from polypfed.clients.torch_client import TorchClient as TorchClient
     from polypfed.clients.vectorised import Vectorised as Vectorised
 
 _LAZY = {
     "TorchClient": "polypfed.clients.torch_client",
     "DetectorClient": "polypfed.clients.detector_client",
+    "EdgeClient": "polypfed.clients.edge_client",
     "Vectorised": "polypfed.clients.vectorised",
 }
 
-__all__ = ["Client", "DetectorClient", "HasInitial", "NumpyClient", "Site", "TorchClient", "Vectorised"]
+__all__ = ["Client", "DetectorClient", "EdgeClient", "HasInitial", "NumpyClient", "Site", "TorchClient", "Vectorised"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,57 @@
+"""`polypfed bench`: what this machine manages."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from polypfed.cli.show import console
+
+app = typer.Typer(help="Measure what this machine manages.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Measure what this machine manages."""
+
+
+@app.command()
+def latency(
+    models: Annotated[list[Path], typer.Argument(help=".tflite files of polypfed export; they take turns.")],
+    frames: Annotated[Path | None, typer.Option(help="Folder of images; by default noise of 1280 x 1024.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Threads; may be given several times.")] = None,
+    delegate: Annotated[str | None, typer.Option(help="Delegate library, with options: LIB,key:value.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Turns that count.")] = 50,
+    watts: Annotated[float | None, typer.Option(help="Power that a meter shows meanwhile.")] = None,
+    hwmon: Annotated[str | None, typer.Option(help="Power sensor to read, by its name.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="File to write as well.")] = None,
+) -> None:
+    """Time per inference and per frame, first inference, memory, power."""
+    from itertools import islice
+
+    from polypfed.core.files import write_atomic
+    from polypfed.detect.latency import USABLE, measure, report
+    from polypfed.detect.runtime import Delegate, cores
+    from polypfed.detect.sources import Source
+
+    some = [f.pixels for f in islice(Source(str(frames)).frames(), 64)] if frames else []
+    library = Delegate.parse(delegate) if delegate else None
+    with console.status("measuring"):
+        rows = measure(models, threads or [cores()], library, some, runs, watts, hwmon)
+    about = report(rows)
+    names = "model NPU precision threads ms p99 FPS W FPS/W frame FPS first ms load ms MB".replace("frame FPS", "frame")
+    out = Table(*names.replace("first ms", "first").replace("load ms", "load").split(), box=None)
+    for row in rows:
+        power = f"{row.watts:.2f}" if row.watts else "-"
+        per_watt = f"{row.fps / row.watts:.2f}" if row.watts else "-"
+        numbers = [f"{row.invoke['mean']:.1f}", f"{row.invoke['p99']:.1f}", f"{row.fps:.1f}", power, per_watt]
+        rest = [f"{row.frame_fps:.1f} FPS", f"{row.first_ms:.0f} ms", f"{row.load_ms:.0f} ms", f"{row.memory_mb:.0f}"]
+        out.add_row(row.model, "yes" if row.npu else "no", row.precision, str(row.threads), *numbers, *rest)
+    console.print(f"{about['machine']['cpu']}, {about['machine']['cores']} cores, {about['machine']['runtime']}")
+    console.print(out)
+    usable = [r.model for r in rows if r.frame_fps >= USABLE]
+    console.print(f"At least {USABLE:.0f} whole frames per second: {', '.join(usable) or 'none'}", markup=False)
+    if as_json is not None:
+        write_atomic(as_json, json.dumps(about, indent=1).encode() + b"\n")

@@ -1,0 +1,7 @@
+"""The sample store of a device: frames worth labelling, encrypted at rest, and their way to a clinician and back."""
+
+from polypfed.data.store.labelling import FORMATS, export_labels, import_labels
+from polypfed.data.store.store import LABELS, Record, SampleStore
+from polypfed.data.store.vault import Vault
+
+__all__ = ["FORMATS", "LABELS", "Record", "SampleStore", "Vault", "export_labels", "import_labels"]
