@@ -36,7 +36,7 @@ def run(
     directory: Folder = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     rounds: Annotated[int | None, typer.Option(min=1, help="Server rounds, instead of the file's.")] = None,
-    backend: Annotated[str | None, typer.Option(help="Backend, instead of the file's: local or flower.")] = None,
+    backend: Annotated[str | None, typer.Option(help="Instead of the file's: local, flower or nvflare.")] = None,
     privacy: Annotated[
         str | None, typer.Option(help="plain, dp, he, secagg or hybrid; then each site's model is scored nowhere else.")
     ] = None,
