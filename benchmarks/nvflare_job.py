@@ -1,4 +1,4 @@
-"""The peer of benchmarks/nvflare.py: FedAvg as an NVFlare user writes it by hand; and the training on both sides."""
+"""The peer of benchmarks/on_nvflare.py: FedAvg as an NVFlare user writes it by hand; and the training on both sides."""
 
 import time
 from pathlib import Path

@@ -7,7 +7,7 @@
    loads torch and the detector too.
 3. --live: a SuperLink and two SuperNodes on the loopback interface: start-up, seconds per round, bytes.
 
-python benchmarks/flower.py [--repeats N] [--live] [--check] [--out FILE]
+python benchmarks/on_flower.py [--repeats N] [--live] [--check] [--out FILE]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What our rounds cost on NVFlare's simulator, beside FedAvg written by hand for NVFlare with the same training.
 
-    python benchmarks/nvflare.py [--rounds 2 6] [--seconds 5]
+    python benchmarks/on_nvflare.py [--rounds 2 6] [--seconds 5]
 
 A model of YOLOv5n's size, two sites, two threads, plain FedAvg, no evaluation; both sides see the same arrays and
 train for the same seconds of CPU. CPU is that of all processes, sampled from /proc. A round is the difference between
