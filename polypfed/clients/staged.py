@@ -34,8 +34,8 @@ class StagedClient:
         """Train, then pass the update through the stages."""
         update = self._inner.fit(self._plain(task))
         sent, unclipped = self.outbox.flat(update, at_site(task, self.name))
-        vectors = {"sent": sent, "unclipped": np.full(1, unclipped, np.float32)}
-        return replace(update, vectors=vectors)
+        said = {"unclipped": np.full(1, unclipped, np.float32)} if self.plan.adaptive else {}
+        return replace(update, vectors={"sent": sent, **said})
 
     def evaluate(self, task: Task) -> Evaluation:
         """The client's own."""

@@ -151,6 +151,7 @@ class Engine:
     def _round(self, number: int) -> None:
         begun, before = monotonic(), replace(self.now)
         for attempt in range(self.fed.retries + 1):
+            self._attempting(number)
             self.tell(Event("round", number))
             got = self._collect(number, attempt)
             if len(got.accepted) >= self.fed.quorum and not 0 < got.working < self.least:
@@ -172,6 +173,9 @@ class Engine:
         totals |= {"bytes_down": got.down, "bytes_up": got.up}
         self.history.rows += [row(number, "", name, value) for name, value in totals.items()]
         self._commit()
+
+    def _attempting(self, number: int) -> None:
+        """Before anything is asked of the sites."""
 
     def _too_few(self, got: Collected) -> str:
         if len(got.accepted) < self.fed.quorum:

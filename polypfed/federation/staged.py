@@ -21,7 +21,7 @@ from polypfed.privacy.keyring import open_keys, provision
 from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.plan import Plan
 from polypfed.privacy.roster import Identity, Roster
-from polypfed.privacy.stage import At, Clip, Noise, TopK
+from polypfed.privacy.stage import At, Noise, TopK
 from polypfed.strategies.base import nested
 from polypfed.strategies.fedbuff import FedBuff
 from polypfed.strategies.keepbest import KeepBest
@@ -93,7 +93,7 @@ class StagedEngine(Engine):
         return super()._settings(layout) | {"stages": describe(self.fed.stages)}
 
     def _lengths(self) -> dict[str, int]:
-        return {"sent": self.plan.sent, "unclipped": 1}
+        return {"sent": self.plan.sent} | ({"unclipped": 1} if self.plan.adaptive else {})
 
     def _about(self, **more: Any) -> dict[str, Any]:
         """What a site must know of the stages."""
@@ -104,10 +104,8 @@ class StagedEngine(Engine):
     @property
     def _norm(self) -> float | None:
         """C of this round, where it moves."""
-        clip = self.plan.pipeline.find(Clip)
-        if clip is None or clip.adaptive is None:
-            return None
-        return float(self.now.privacy.get("norm", clip.adaptive.initial))
+        adaptive = self.plan.adaptive
+        return None if adaptive is None else float(self.now.privacy.get("norm", adaptive.initial))
 
     def _more_config(self) -> dict[str, Any]:
         return {"stages": self._about()}
@@ -129,18 +127,14 @@ class StagedEngine(Engine):
         mean = got.queue.result()
         at = self._at(got.number, got.working)
         flat = self.plan.pipeline.backward(mean["sent"], at, self.plan.length)
-        self._move_norm(at, got.working * float(mean["unclipped"][0]))
+        if self.plan.adaptive is not None and at.norm is not None and got.working:
+            unclipped = round(got.working * float(mean["unclipped"][0]))
+            self.now.privacy = self.now.privacy | {"norm": self.plan.adaptive.moved(at.norm, unclipped, at.noise())}
         return self._split(flat)
 
     def _split(self, flat: Vector) -> dict[str, Vector]:
         self._released = flat
         return self.plan.split(flat)
-
-    def _move_norm(self, at: At, unclipped: float) -> None:
-        clip = self.plan.pipeline.find(Clip)
-        if clip is not None and clip.adaptive is not None and self._norm is not None:
-            moved = clip.adaptive.moved(self._norm, round(unclipped), at.noise())
-            self.now.privacy = self.now.privacy | {"norm": moved}
 
     def _step(self, number: int, got: Collected) -> None:
         """As ever, with the mean that the stages give; the release has been charged before."""
@@ -148,12 +142,8 @@ class StagedEngine(Engine):
         if self.plan.pipeline.find(TopK) is not None and got.working:
             self.now.state = {**self.now.state, "stages.reference": self._released}
 
-    def _round(self, number: int) -> None:
-        self._charge(number)
-        super()._round(number)
-
-    def _charge(self, number: int) -> None:
-        """Keep in the ledger what this round will cost, before anything is released.
+    def _attempting(self, number: int) -> None:
+        """Keep in the ledger what this attempt will cost, before anything is released: sites answer each of them.
 
         Raises:
             BudgetExhausted: it would cost more than is left.

@@ -206,6 +206,11 @@ def _noise(line: Pipeline, reducer: Any, weights: str) -> None:
         _refuse(
             f"adaptive clipping under {line.mode}: the count of clipped updates is not part of the sum", "Fix the norm"
         )
+    if clip and clip.adaptive and noise and noise.where == "site":
+        _refuse(
+            "adaptive clipping with noise at the site: the count of clipped updates would leave in clear",
+            "Fix the norm",
+        )
     if noise is None:
         return
     if clip is None or noise.clip != clip:

@@ -10,13 +10,14 @@ import numpy as np
 from polypfed.core.errors import ConfigError
 from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.reduce import BUFFERS, Mean, Reducer
+from polypfed.privacy.dp import AdaptiveNorm
 from polypfed.privacy.errors import IncompatiblePrivacy
 from polypfed.privacy.frames import Label
 from polypfed.privacy.keys import job_id
 from polypfed.privacy.params import HEParams
 from polypfed.privacy.pipeline import Pipeline, compose
 from polypfed.privacy.quantise import Codec, Grid
-from polypfed.privacy.stage import Noise, Quantise, Stage
+from polypfed.privacy.stage import Clip, Noise, Quantise, Stage
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class Plan:
     def length(self) -> int:
         """Values of the flat vector before any stage."""
         return (self.spec.size if self.buffers else self.spec.boundary) + sum(self.extra.values())
+
+    @property
+    def adaptive(self) -> AdaptiveNorm | None:
+        """How the clipping norm moves, if it does; sites then say whether they were clipped."""
+        clip = self.pipeline.find(Clip)
+        return clip.adaptive if clip else None
 
     @cached_property
     def sent(self) -> int:

@@ -1,6 +1,7 @@
 """Clip and noise in a whole run: the noise that was promised, the budget that ends it."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polypfed import Federation, Mean, NumpyClient
+from polypfed import Federation, Mean, NumpyClient, Task, Update
 from polypfed.backends import Local
+from polypfed.core.messages import Reply
+from polypfed.privacy.dp import AdaptiveNorm
 from polypfed.privacy.errors import IncompatiblePrivacy
 from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.modes import stages
-from polypfed.privacy.stage import Clip, RandomK, Stage, TopK
+from polypfed.privacy.stage import Clip, Noise, RandomK, Stage, TopK
 from polypfed.strategies import FedAvg
-from tests.problems import Quadratic, bits
+from tests.problems import Quadratic, Scripted, absent, bits
 
 pytest.importorskip("dp_accounting")
 
 EVEN = FedAvg(reducer=Mean("uniform"))
+MOVING = Clip(adaptive=AdaptiveNorm(multiplier=0.2, planned=4, initial=10.0))
 FREE = Ledger(epsilon=math.inf, delta=1e-5)
 
 
@@ -85,10 +89,43 @@ def test_leaving_values_out_sends_fewer_bytes_and_reaches_the_same_model(stage: 
     assert sparse.model == pytest.approx([1.5] * 40, abs=0.05)
 
 
+def test_every_attempt_at_a_round_is_charged() -> None:
+    """Sites answer an attempt that is then abandoned, and each answer is a release."""
+    tries: list[int] = []
+
+    def script(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
+        tries.append(task.round)
+        yield absent(name, task) if len(tries) <= 4 else reply  # the first attempt of round 1
+
+    fed = Federation(clients=clients(), strategy=EVEN, stages=stages("dp", where="site"), budget=FREE)
+    spent = fed.run(1, Scripted(script)).values("epsilon")
+    assert spent[1] == pytest.approx(FREE.charged(1.0, releases=2).spent)
+
+
+def test_the_norm_moves_and_only_then_sites_say_whether_they_were_clipped() -> None:
+    seen: list[set[str]] = []
+
+    def script(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
+        assert isinstance(reply, Update)
+        seen.append(set(reply.vectors))
+        yield reply
+
+    def train(line: tuple[Stage, ...]) -> Any:
+        seen.clear()
+        fed = Federation(clients=clients(), strategy=EVEN, stages=line, budget=FREE, seeded_noise=True)
+        return fed.run(3, Scripted(script))
+
+    train(stages("dp"))
+    assert {frozenset(names) for names in seen} == {frozenset({"sent"})}
+    train((MOVING, Noise(multiplier=0.2, clip=MOVING)))
+    assert {frozenset(names) for names in seen} == {frozenset({"sent", "unclipped"})}
+
+
 def test_refused_at_construction() -> None:
     for settings, words in (
         ({"strategy": FedAvg()}, "weights by examples"),
         ({"budget": None}, "without a budget"),
+        ({"stages": (MOVING, Noise(multiplier=0.2, where="site", clip=MOVING))}, "would leave in clear"),
         ({"evaluate": "matrix"}, "cross-site matrix"),
     ):
         with pytest.raises(IncompatiblePrivacy, match=words):
