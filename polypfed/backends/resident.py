@@ -50,7 +50,7 @@ class Resident:
         except OSError as error:
             raise ConfigError(f"cannot be a socket ({error})", where=self.path) from None
         self._socket.listen(4)
-        self._local.host([Later(self.site.path, self.site.name)], self.site.state)
+        self._local.host([Later(self.site)], self.site.state)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         return self

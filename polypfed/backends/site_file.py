@@ -81,13 +81,13 @@ class SiteFile:
 class Later:
     """A site's client that is made where and when it is first used, so that only that process loads what it needs."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
+    def __init__(self, site: SiteFile) -> None:
+        self.site, self.name = site, site.name
         self._client: Client | None = None
 
     def _open(self) -> Client:
         if self._client is None:
-            self._client = SiteFile.load(self.path).open()
+            self._client = self.site.open()
         return self._client
 
     def fit(self, task: Task) -> Update:

@@ -82,8 +82,8 @@ def test_a_missing_file_and_a_missing_key_are_named(tmp_path: Path) -> None:
 
 
 def test_the_client_is_made_when_it_is_first_used(tmp_path: Path) -> None:
-    later = Later(written(tmp_path, GOOD), "a")
-    (tmp_path / "site.toml").write_text(GOOD.replace("0.25", "0.5"))
+    later = Later(SiteFile.load(written(tmp_path, GOOD.replace("0.25", "0.5"))))
+    assert later._client is None
     model = sites(1)[0].initial()[1]
     delta = later.fit(Task(1, "fit", {"model": model})).vectors["delta"]
     expected = made("a", tmp_path, 0.5).fit(Task(1, "fit", {"model": model})).vectors["delta"]

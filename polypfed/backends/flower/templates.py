@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from polypfed.backends.flower.site import OFFLINE
+from polypfed.backends.texts import table, unit, value
 
 _EXPORTS = "\n".join(f"export {name}={value}" for name, value in OFFLINE.items())
 _HEAD = f"""#!/bin/sh
@@ -40,40 +41,14 @@ def site_start() -> str:
 """
 
 
-def _unit(what: str, exec_start: str) -> str:
-    return f"""[Unit]
-Description={what}
-After=network-online.target time-sync.target
-Wants=network-online.target
-
-[Service]
-# Set the folder, the user, and POLYPFED_BIN (the bin/ folder of the environment that polypfed is installed in).
-WorkingDirectory=/opt/polypfed
-User=polypfed
-Environment=POLYPFED_BIN=/opt/polypfed/.venv/bin
-ExecStart={exec_start}
-Restart=always
-RestartSec=10
-KillMode=control-group
-NoNewPrivileges=true
-PrivateTmp=true
-ProtectSystem=strict
-ReadWritePaths=/opt/polypfed
-UMask=0077
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-
 def server_unit() -> str:
     """systemd unit of the SuperLink."""
-    return _unit("polypfed server (Flower SuperLink)", "/opt/polypfed/start.sh")
+    return unit("polypfed server (Flower SuperLink)", "always")
 
 
 def site_unit(name: str) -> str:
     """systemd unit of a site."""
-    return _unit(f"polypfed site {name} (Flower SuperNode and its resident worker)", "/opt/polypfed/start.sh")
+    return unit(f"polypfed site {name} (Flower SuperNode and its resident worker)", "always")
 
 
 def connection(name: str, port: int, certificate: Path) -> str:
@@ -121,35 +96,25 @@ server = ""  # path of server.toml; empty takes it from POLYPFED_SERVER, which s
     }
 
 
-def _table(name: str, values: Mapping[str, Any]) -> str:
-    return f"\n[{name}]\n" + "".join(f"{k} = {_value(v)}\n" for k, v in values.items())
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
-
-
 def server_toml(federation: str, settings: Mapping[str, Any]) -> str:
     """The server's settings."""
     return f"""# What the server runs. Relative paths are relative to this file.
-federation = {_value(federation)}
+federation = {value(federation)}
 directory = "run"   # model, checkpoints and history; a run that it holds is resumed
 sites = "sites"     # NAME.pub of every site that may take part: this is the allow-list
 wait = 120          # seconds to wait for all sites at the start
 patience = 120      # seconds to wait, in a round, for as many sites as the quorum asks
-{_table("settings", settings)}"""
+{table("settings", settings)}"""
 
 
 def site_toml(name: str, client: str, server: str, port: int, settings: Mapping[str, Any]) -> str:
     """A site's settings."""
     engine = {"server": server, "certificate": "ca.crt", "key": "site.key", "port": port}
     return f"""# This site. Relative paths are relative to this file; nothing in it is ever sent.
-name = {_value(name)}
-client = {_value(client)}
+name = {value(name)}
+client = {value(client)}
 state = "state"     # what this site keeps between rounds: back it up, or the run must start anew
-{_table("settings", settings)}{_table("flower", engine)}"""
+{table("settings", settings)}{table("flower", engine)}"""
 
 
 def readme(host: str, port: int, sites: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from polypfed.backends.nvflare import templates
 from polypfed.backends.nvflare.controller import SERVER_FILE
 from polypfed.backends.nvflare.executor import SITE_FILE
 from polypfed.backends.nvflare.kit import expiry, fit_kit
+from polypfed.backends.texts import unit
 from polypfed.core.errors import ConfigError
 from polypfed.core.settings import positive, site_names, whole
 
@@ -137,7 +138,7 @@ def _site(kit: Path, name: str, plan: Plan) -> None:
 def _started(kit: Path, name: str, readme: str) -> None:
     (kit / "start.sh").write_text(templates.start())
     (kit / "start.sh").chmod(0o755)
-    (kit / "polypfed-nvflare.service").write_text(templates.unit(name))
+    (kit / "polypfed-nvflare.service").write_text(unit(f"polypfed {name} (NVFlare)", "on-failure"))
     (kit / "README.md").write_text(readme)
 
 

@@ -21,10 +21,9 @@ from nvflare.apis.signal import Signal
 from polypfed.backends.nvflare.exchange import HOLD, WAIT, in_simulator
 from polypfed.backends.nvflare.payload import Order, reply_to_shareable, task_from_shareable
 from polypfed.backends.nvflare.pool import Pool
-from polypfed.backends.site_file import SiteFile
-from polypfed.clients.base import Client
+from polypfed.backends.site_file import Later, SiteFile
 from polypfed.core.errors import ConfigError, MessageError, PolypfedError
-from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, decode, encode
+from polypfed.core.messages import Failure, Reply, Task, decode, encode
 
 log = logging.getLogger(__name__)
 SITE_FILE = "polypfed.toml"
@@ -175,7 +174,7 @@ class Own:
             return Failure(self.site.name, task.round, "policy", f"{task.run!r} cannot name a run", task.run)
         if self._pool is None or self._run != task.run:
             self.close()
-            self._pool, self._run = Pool([Deferred(self.site)], self.site.state / task.run, 1), task.run
+            self._pool, self._run = Pool([Later(self.site)], self.site.state / task.run, 1), task.run
         return self._pool.perform(self.site.name, task, end, aborted)
 
     def close(self) -> None:
@@ -183,32 +182,3 @@ class Own:
         if self._pool is not None:
             self._pool.close()
         self._pool = None
-
-
-class Deferred:
-    """A site's client that is made on first use, so that only the process that trains loads what it needs."""
-
-    def __init__(self, site: SiteFile) -> None:
-        self.site, self.name = site, site.name
-        self._client: Client | None = None
-
-    def _open(self) -> Client:
-        if self._client is None:
-            self._client = self.site.open()
-        return self._client
-
-    def fit(self, task: Task) -> Update:
-        """See Client."""
-        return self._open().fit(task)
-
-    def evaluate(self, task: Task) -> Evaluation:
-        """See Client."""
-        return self._open().evaluate(task)
-
-    def state(self) -> bytes:
-        """See Client."""
-        return self._open().state()
-
-    def restore(self, state: bytes) -> None:
-        """See Client."""
-        self._open().restore(state)

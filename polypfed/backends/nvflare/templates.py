@@ -1,10 +1,10 @@
 """The texts of a deployment: the project, scripts, units, settings and READMEs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
 from typing import Any
+
+from polypfed.backends.texts import table, value
 
 _BUILDERS = """builders:
   - {path: nvflare.lighter.impl.workspace.WorkspaceBuilder, args: {template_file: [master_template.yml]}}
@@ -40,60 +40,23 @@ exec ./startup/sub_start.sh --once
 """
 
 
-def unit(name: str) -> str:
-    """A systemd unit."""
-    return f"""[Unit]
-Description=polypfed {name} (NVFlare)
-After=network-online.target time-sync.target
-Wants=network-online.target
-
-[Service]
-# Set the folder, the user, and POLYPFED_BIN (the bin/ folder of the environment that polypfed is installed in).
-WorkingDirectory=/opt/polypfed
-User=polypfed
-Environment=POLYPFED_BIN=/opt/polypfed/.venv/bin
-ExecStart=/opt/polypfed/start.sh
-Restart=on-failure
-RestartSec=10
-KillMode=control-group
-NoNewPrivileges=true
-PrivateTmp=true
-ProtectSystem=strict
-ReadWritePaths=/opt/polypfed
-UMask=0077
-
-[Install]
-WantedBy=multi-user.target
-"""
-
-
-def _table(name: str, values: Mapping[str, Any]) -> str:
-    return f"\n[{name}]\n" + "".join(f"{k} = {_value(v)}\n" for k, v in values.items())
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_value(v) for v in value) + "]"
-    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
-
-
 def server_toml(federation: str, sites: Sequence[str], settings: Mapping[str, Any]) -> str:
     """The server's settings."""
     return f"""# What the server runs, whatever a job says. Relative paths are relative to this file.
-federation = {_value(federation)}
+federation = {value(federation)}
 directory = "../runs"   # one folder per run: model, checkpoints, history; a run that it holds is resumed
-sites = {_value(sorted(sites))}
+sites = {value(sorted(sites))}
 patience = 30           # seconds without a sign of a site after which it is given up for the round
-{_table("settings", settings)}"""
+{table("settings", settings)}"""
 
 
 def site_toml(name: str, client: str, settings: Mapping[str, Any]) -> str:
     """A site's settings."""
     return f"""# This site, whatever a job says. Relative paths are relative to this file; nothing in it is ever sent.
-name = {_value(name)}
-client = {_value(client)}
+name = {value(name)}
+client = {value(client)}
 state = "../state"      # what this site keeps between rounds, one folder per run; back it up
-{_table("settings", settings)}"""
+{table("settings", settings)}"""
 
 
 def readme(host: str, port: int, admin_port: int, sites: Sequence[str], admin: str, expires: date) -> str:

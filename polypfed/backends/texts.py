@@ -1,0 +1,45 @@
+"""Texts that every deployment writes: systemd units and TOML tables."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+
+def unit(what: str, restart: Literal["always", "on-failure"]) -> str:
+    """A systemd unit for what `start.sh` starts in the foreground."""
+    return f"""[Unit]
+Description={what}
+After=network-online.target time-sync.target
+Wants=network-online.target
+
+[Service]
+# Set the folder, the user, and POLYPFED_BIN (the bin/ folder of the environment that polypfed is installed in).
+WorkingDirectory=/opt/polypfed
+User=polypfed
+Environment=POLYPFED_BIN=/opt/polypfed/.venv/bin
+ExecStart=/opt/polypfed/start.sh
+Restart={restart}
+RestartSec=10
+KillMode=control-group
+NoNewPrivileges=true
+PrivateTmp=true
+ProtectSystem=strict
+ReadWritePaths=/opt/polypfed
+UMask=0077
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def table(name: str, values: Mapping[str, Any]) -> str:
+    """A TOML table, with an empty line before it."""
+    return f"\n[{name}]\n" + "".join(f"{k} = {value(v)}\n" for k, v in values.items())
+
+
+def value(given: Any) -> str:
+    """A TOML value: text, numbers, paths and lists of them."""
+    if isinstance(given, list | tuple):
+        return "[" + ", ".join(value(v) for v in given) + "]"
+    return json.dumps(str(given) if isinstance(given, Path) else given, ensure_ascii=False)
