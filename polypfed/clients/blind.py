@@ -15,8 +15,8 @@ import numpy as np
 
 from polypfed.clients.base import Client
 from polypfed.clients.masking import Steps, group_of
-from polypfed.clients.outbox import Outbox, at_site, grid_of, plan_of
-from polypfed.core.errors import ConfigError, LayoutError, StateError
+from polypfed.clients.outbox import Outbox, at_site, initial_of, plan_of
+from polypfed.core.errors import LayoutError, StateError
 from polypfed.core.gate import norm_of
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.model import Vector, fixed, shared
@@ -28,13 +28,15 @@ from polypfed.privacy.he import open_sum, seal_update
 from polypfed.privacy.keyring import open_keys
 from polypfed.privacy.keys import JobKey, open_state, seal_state, unwrap, wrap
 from polypfed.privacy.plan import as_vectors, from_vectors
+from polypfed.privacy.quantise import Grid
 from polypfed.privacy.seal import KeyHolder
 from polypfed.privacy.secagg import Unmasking, read_keys
 from polypfed.privacy.slots import Integers
 from polypfed.privacy.stage import At, Encrypt, Mask, Stage
 from polypfed.strategies.base import Cohort, Strategy
 
-_PACKED = "packed"  # a residual and a grid beside the strategy's state
+DIGEST = "model_digest"  # the metric by which the server sees that all sites hold the same model
+_PACKED = "packed"
 
 
 class BlindClient:
@@ -51,15 +53,10 @@ class BlindClient:
     """
 
     def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], keys: Path) -> None:
-        initial: Any = getattr(client, "initial", None)
-        if initial is None:
-            raise ConfigError(
-                "has no initial(), and under encryption no model comes from the server", where=client.name
-            )
         self.client, self.name, self._keys = client, client.name, keys
         self._inner, self._strategy = strategy.at_site(client), strategy
         self.identity, self.roster = open_keys(keys)
-        layout, x = initial()
+        layout, x = initial_of(client)
         self._spec = strategy.wire(layout)
         self._first = x if self._spec is layout else x[layout.places({p.name for p in self._spec.parts})]
         self.plan = plan_of(strategy, layout, stages, len(self.roster.names))
@@ -101,11 +98,11 @@ class BlindClient:
         return as_vectors("frame", list(frames))
 
     def evaluate(self, task: Task) -> Evaluation:
-        """Take in the sums, score the model; `model_digest` lets the server see that all sites hold the same one."""
+        """Take in the sums, score the model; and say which one it is."""
         self._take_in(task)
         result = self._inner.evaluate(replace(task, vectors={"model": self._x}))
         save_model(self._keys.parent / "model.safetensors", self._spec, self._x)
-        return replace(result, metrics={**result.metrics, "model_digest": self._digest()})
+        return replace(result, metrics={**result.metrics, DIGEST: self._digest()})
 
     def _digest(self) -> int:
         held = hashlib.sha256(self._x.tobytes())
@@ -200,7 +197,7 @@ class BlindClient:
 
     def _packed(self, *, residual: bool) -> bytes:
         numbers = {k: v for k, v in self._state.items() if not isinstance(v, np.ndarray)}
-        about = {"round": self._round, "bounds": self._grid.bounds, "sizes": self._grid.sizes, "numbers": numbers}
+        about = {"round": self._round, "grid": self._grid.to_json(), "numbers": numbers}
         vectors = {f"state.{k}": v for k, v in self._state.items() if isinstance(v, np.ndarray)}
         vectors |= {"x": self._x} | ({} if self._reference is None else {"reference": self._reference})
         vectors |= {f"kept.{k}": v for k, v in self.outbox.kept.items()} if residual else {}
@@ -209,7 +206,7 @@ class BlindClient:
     def _unpack(self, data: bytes, *, residual: bool) -> None:
         vectors, about = unpack_state(data), json.loads(unpack_inner(data))
         self._x, self._round = fixed(vectors["x"]), int(about["round"])
-        self._grid, self._reference = grid_of(about), vectors.get("reference")
+        self._grid, self._reference = Grid.from_json(about["grid"]), vectors.get("reference")
         self._state = {k[6:]: v for k, v in vectors.items() if k.startswith("state.")} | about["numbers"]
         if residual:
             self.outbox.kept = {k[5:]: v for k, v in vectors.items() if k.startswith("kept.")}

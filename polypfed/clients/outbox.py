@@ -1,23 +1,23 @@
 """What a site does to its update before it leaves, under stages: one flat vector, the float stages, rounding."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 
-from polypfed.core.errors import LayoutError
+from polypfed.clients.base import Client, HasInitial
+from polypfed.core.errors import ConfigError, LayoutError
 from polypfed.core.gate import norm_of
 from polypfed.core.messages import Task, Update
 from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.reduce import Mean
 from polypfed.privacy.dp import AdaptiveNorm
 from polypfed.privacy.plan import Plan
-from polypfed.privacy.quantise import Codec, Encoded, Grid
+from polypfed.privacy.quantise import Codec, Encoded
 from polypfed.privacy.stage import At, Clip, Encrypt, Mask, Noise, Quantise, RandomK, Stage, TopK
 from polypfed.strategies.base import Strategy, uploads
 from polypfed.strategies.registry import Registry
 
-A = TypeVar("A")
 for _kind in (Clip, Noise, RandomK, TopK, Quantise, Encrypt, Mask, AdaptiveNorm):
     Registry.add(_kind)
 
@@ -40,6 +40,17 @@ def plan_of(strategy: Strategy, layout: ModelSpec, stages: Sequence[Stage], site
     """What is sent under these; `layout`: of the whole model."""
     spec = strategy.wire(layout)
     return Plan.of(spec, uploads(strategy, spec.boundary), strategy.reducer, stages, sites)
+
+
+def initial_of(client: Client) -> tuple[ModelSpec, Vector]:
+    """The layout and the model that a client starts from.
+
+    Raises:
+        ConfigError: it has no `initial`; stages work on a layout that the site itself knows.
+    """
+    if not isinstance(client, HasInitial):
+        raise ConfigError("has no initial(), which stages take the layout and the first model from", where=client.name)
+    return client.initial()
 
 
 class Outbox:
@@ -85,8 +96,3 @@ def at_site(task: Task, name: str, reference: Vector | None = None) -> At:
         seed=int(about["seed"]), round=task.round, site=name, reference=given, norm=about.get("norm"),
         simulate=bool(about.get("simulate", False)),
     )  # fmt: skip
-
-
-def grid_of(about: Mapping[str, Any]) -> Grid:
-    """A grid from JSON values."""
-    return Grid(tuple(about["bounds"]), tuple(about["sizes"]))

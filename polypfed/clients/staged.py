@@ -2,19 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from polypfed.clients.base import Client
 from polypfed.clients.masking import Steps
-from polypfed.clients.outbox import Outbox, at_site, grid_of, plan_of
-from polypfed.core.errors import ConfigError
+from polypfed.clients.outbox import Outbox, at_site, initial_of, plan_of
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.pack import pack_state, unpack_inner, unpack_state
 from polypfed.privacy.keyring import open_keys
 from polypfed.privacy.masked import seal_masked
 from polypfed.privacy.plan import as_vectors
+from polypfed.privacy.quantise import Grid
 from polypfed.privacy.stage import Stage
 from polypfed.strategies.base import Strategy
 
@@ -23,11 +22,8 @@ class StagedClient:
     """A client whose update leaves as one flat vector, "sent", behind the float stages."""
 
     def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], sites: int) -> None:
-        initial: Any = getattr(client, "initial", None)
-        if initial is None:
-            raise ConfigError("has no initial(), which gives the layout that stages work on", where=client.name)
         self.client, self.name, self._inner = client, client.name, strategy.at_site(client)
-        self.plan = plan_of(strategy, initial()[0], stages, sites)
+        self.plan = plan_of(strategy, initial_of(client)[0], stages, sites)
         self.outbox = Outbox(self.plan, strategy, client.name)
 
     def fit(self, task: Task) -> Update:
@@ -73,7 +69,7 @@ class MaskedClient(StagedClient):
             return replace(update, vectors={}, weight=0)
         at, about = at_site(task, self.name), task.config["stages"]
         vector, _ = self.outbox.flat(update, at)
-        encoded = self.outbox.slots(self.plan.codec(grid_of(about["grid"])), vector, update.weight, at)
+        encoded = self.outbox.slots(self.plan.codec(Grid.from_json(about["grid"])), vector, update.weight, at)
         masked = self._steps.mask(task, encoded.slots)
         frames = seal_masked(masked, self._steps.group, self.roster.number(self.name), self.identity.signer)
         return replace(update, vectors=as_vectors("frame", list(frames)), weight=1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polypfed.clients.base import agreed
+from polypfed.clients.blind import DIGEST
 from polypfed.clients.masking import group_of
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import QuorumError, Refused
@@ -23,20 +24,18 @@ from polypfed.core.messages import Evaluation, Failure, Task, Update
 from polypfed.core.model import nbytes
 from polypfed.core.rundir import machine
 from polypfed.federation.collect import Collected, admit, config_for, record
-from polypfed.federation.masking import Masking, as_arrays
+from polypfed.federation.masking import Masking, Summed, as_arrays, give_up
 from polypfed.federation.protocol import Backend, Event, Listener
 from polypfed.federation.staged import StagedEngine
 from polypfed.federation.sums import SumLog
 from polypfed.privacy.he import Accumulator
-from polypfed.privacy.plan import as_vectors, from_vectors
-from polypfed.privacy.secagg import LEAST
+from polypfed.privacy.plan import as_vectors
 from polypfed.privacy.stage import Encrypt, Mask
 from polypfed.strategies.base import keeps_nothing
 
 if TYPE_CHECKING:
     from polypfed.federation.api import Federation
 
-DIGEST = "model_digest"
 _NOTHING = np.zeros(0, np.float32)
 
 
@@ -61,9 +60,7 @@ class BlindEngine(StagedEngine):
     @property
     def least(self) -> int:
         """A sum of fewer is not decrypted."""
-        mask = self.plan.pipeline.find(Mask)
-        masked = 0 if mask is None else max(LEAST, mask.of(self.asked))
-        return max(self._encrypt.minimum, masked, super().least)
+        return max(self._encrypt.minimum, super().least)
 
     def begin(self) -> None:
         """Round 0: every site scores the initial model, which it has itself; the server knows its layout only."""
@@ -82,7 +79,6 @@ class BlindEngine(StagedEngine):
         super().restore()
         self._log.drop_after(self.now.round)
 
-    # ------------------------------------------------------------------------------------------------- keys
     def _elect(self, number: int) -> None:
         """See that there is a job key for the present members; else a site makes one, wrapped for each."""
         keys, members = self._log.keys(), self.roster.digest.hex()
@@ -104,7 +100,6 @@ class BlindEngine(StagedEngine):
                     return
         raise QuorumError("no site could make the job key", remedy="See failures.jsonl for the reasons")
 
-    # ------------------------------------------------------------------------------------------------- tasks
     def _task(self, kind: Any, number: int, name: str, base: int, *, snapshot: bool = False) -> Task:
         """A task for one site: the sums between what it holds and the model of round `base`, and its wrapped keys."""
         first, about, vectors = self.now.accepted.get(name, 1), dict[str, Any](), dict[str, Any]()
@@ -141,7 +136,7 @@ class BlindEngine(StagedEngine):
         try:
             shares = self._masked(got, names)
         except Refused as refusal:
-            record(self, Failure(str(refusal.where or ""), number, refusal.reason, str(refusal)))
+            give_up(self, got, refusal)
             return got
         tasks = {n: self._task("fit", number, n, number - 1, snapshot=wanted and n == names[0]) for n in sorted(shares)}
         for name, pieces in shares.items():
@@ -149,7 +144,7 @@ class BlindEngine(StagedEngine):
         got.down += sum(nbytes(task.vectors) for task in tasks.values())
         gate = SealedGate(self.now.run, number, frozenset(tasks), {}, 1.0)
         for reply in self.backend.exchange(tasks, self.fed.deadline):
-            checked = self._counted(got, admit(self, gate, reply))
+            checked = got.take(self, admit(self, gate, reply))
             if isinstance(checked, Failure) and checked.reason == "state" and keeps_nothing(self.fed.strategy):
                 self.now.accepted = {n: r for n, r in self.now.accepted.items() if n != checked.client}
             got.failed += isinstance(checked, Failure)
@@ -157,8 +152,7 @@ class BlindEngine(StagedEngine):
         try:
             got.seal()
         except Refused as refusal:
-            record(self, Failure(str(refusal.where or ""), number, refusal.reason, str(refusal)))
-            got.accepted.clear()
+            give_up(self, got, refusal)
         return got
 
     def _masked(self, got: "_Sealed", names: list[str]) -> dict[str, dict[str, bytes]]:
@@ -169,14 +163,6 @@ class BlindEngine(StagedEngine):
         got.masking = Masking(self, got, group)
         got.masking.prepare()
         return got.masking.inbox
-
-    def _counted(self, got: "_Sealed", reply: Update | Failure) -> Update | Failure:
-        if isinstance(reply, Update):
-            try:
-                got.take(reply)
-            except Refused as refusal:
-                return record(self, Failure(reply.client, got.number, refusal.reason, str(refusal)))
-        return reply
 
     def _step(self, number: int, got: Collected) -> None:
         """The sum goes into the log; the sites will run the strategy's step on it."""
@@ -206,8 +192,10 @@ class BlindEngine(StagedEngine):
         return agreed_
 
 
-class _Sealed(Collected):
+class _Sealed(Summed):
     """One round's encrypted updates."""
+
+    total: Accumulator
 
     def __init__(self, engine: BlindEngine, number: int, names: list[str]) -> None:
         super().__init__(engine, number, names)
@@ -215,35 +203,18 @@ class _Sealed(Collected):
         key = bytes.fromhex(engine._log.keys()[engine._epoch].about["id"])
         label = engine.plan.label(engine.now.run, number, engine._attempt, key)
         verifiers = {engine.roster.number(name): engine.roster[name].verifier for name in names}
-        self._sum = Accumulator(engine.plan.params, label, verifiers)
+        self.total = Accumulator(engine.plan.params, label, verifiers)
         self.frames: list[bytes] = []
         self.snapshot: bytes | None = None
         self.masking: Masking | None = None
         self.about: dict[str, Any] = {}
 
-    def _lengths(self, engine: Any) -> dict[str, int]:
-        return {}
-
-    def take(self, update: Update) -> None:
-        """Add all frames of one site, or none.
-
-        Raises:
-            Refused: a frame is not what it should be, or is missing.
-        """
-        number, complete = self._engine.roster.number(update.client), None
-        try:
-            for frame in from_vectors("frame", update.vectors):
-                complete = self._sum.add(frame)
-        finally:
-            if complete is None:
-                self._sum.drop(number)
-        if update.weight and complete != number:
-            raise Refused("incomplete", "frames are missing, or are another site's", where=update.client)
-        if "snapshot" in update.vectors:
-            self.snapshot = update.vectors["snapshot"].tobytes()
-        self.accepted[update.client] = update.weight
-        self.metrics[update.client] = dict(update.metrics)
-        self.up += nbytes(update.vectors)
+    def take(self, engine: StagedEngine, reply: Update | Failure) -> Update | Failure:
+        """All frames of one site, or none; and the snapshot, where one was asked for."""
+        taken = super().take(engine, reply)
+        if isinstance(taken, Update) and "snapshot" in taken.vectors:
+            self.snapshot = taken.vectors["snapshot"].tobytes()
+        return taken
 
     def seal(self) -> None:
         """Make the frames of the sum, if there is one that may be decrypted.
@@ -251,11 +222,11 @@ class _Sealed(Collected):
         Raises:
             Refused: the masks in it cannot be removed.
         """
-        if len(self._sum.participants) < self._engine.least:
+        if len(self.total.participants) < self._engine.least:
             return
         if self.masking is not None:
-            survivors = sorted(self._engine.roster.names[number] for number in self._sum.participants)
+            survivors = sorted(self._engine.roster.names[number] for number in self.total.participants)
             opened = self.masking.finish(survivors).to_json()
             keys = {name: data.hex() for name, data in self.masking.public.items()}
             self.about = {"unmasking": {**opened, "keys": keys, "group": list(self.masking.group.names)}}
-        self.frames = list(self._sum.frames(self._engine.identity.signer))
+        self.frames = list(self.total.frames(self._engine.identity.signer))

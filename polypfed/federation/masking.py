@@ -1,16 +1,17 @@
 """The exchanges around masked updates: what the server relays before, and what opens the sum after."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from polypfed.core.errors import MessageError
+from polypfed.core.errors import MessageError, Refused
 from polypfed.core.gate import SealedGate
 from polypfed.core.messages import Failure, Task, Update, strict_json
 from polypfed.core.model import nbytes
 from polypfed.federation.collect import Collected, admit, config_for, record
 from polypfed.privacy.errors import FrameRefused
+from polypfed.privacy.plan import from_vectors
 from polypfed.privacy.secagg import Group, Reveal, RoundKeys, Unmasking, read_keys
 
 if TYPE_CHECKING:
@@ -87,6 +88,46 @@ class Masking:
             else:
                 self._got.failed += 1
         return dict(sorted(found.items()))
+
+
+class Frames(Protocol):
+    """A sum that takes updates frame by frame: all of a site's, or none."""
+
+    def add(self, data: bytes) -> int | None: ...
+    def drop(self, site: int) -> None: ...
+
+
+class Summed(Collected):
+    """One attempt at a round whose updates are frames of a sum."""
+
+    total: Frames
+
+    def _lengths(self, engine: Any) -> dict[str, int]:
+        return {}
+
+    def take(self, engine: "StagedEngine", reply: Update | Failure) -> Update | Failure:
+        """Add all frames of one site, or none; an update that is refused is recorded as a failure."""
+        if isinstance(reply, Failure):
+            return reply
+        number, complete = engine.roster.number(reply.client), None
+        try:
+            for frame in from_vectors("frame", reply.vectors):
+                complete = self.total.add(frame)
+            if reply.weight and complete != number:
+                raise FrameRefused("incomplete", "frames are missing, or are another site's", where=reply.client)
+        except Refused as refusal:
+            self.total.drop(number)
+            return record(engine, Failure(reply.client, self.number, refusal.reason, str(refusal)))
+        self.accepted[reply.client], self.rounds[reply.client] = reply.weight, reply.round
+        self.metrics[reply.client] = dict(reply.metrics)
+        self.up += nbytes(reply.vectors)
+        return reply
+
+
+def give_up(engine: "StagedEngine", got: Collected, refusal: Refused) -> None:
+    """The attempt cannot be completed: nothing of it counts."""
+    record(engine, Failure(str(refusal.where or ""), got.number, refusal.reason, str(refusal)))
+    got.accepted.clear()
 
 
 def as_arrays(pieces: Mapping[str, bytes]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from polypfed.privacy.keyring import open_keys, provision
 from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.plan import Plan
 from polypfed.privacy.roster import Identity, Roster
-from polypfed.privacy.stage import At, Noise, TopK
+from polypfed.privacy.secagg import LEAST
+from polypfed.privacy.stage import At, Mask, Noise, TopK
 from polypfed.strategies.base import nested
 from polypfed.strategies.fedbuff import FedBuff
 from polypfed.strategies.keepbest import KeepBest
@@ -79,6 +80,12 @@ class StagedEngine(Engine):
             provision([c.name for c in self.fed.clients], root)
         self.identity, self.roster = open_keys(root / "keys")
         return root
+
+    @property
+    def least(self) -> int:
+        """Under masks a sum of too few cannot be opened."""
+        mask = self.plan.pipeline.find(Mask)
+        return max(super().least, 0 if mask is None else max(LEAST, mask.of(self.asked)))
 
     def _check(self, layout: ModelSpec) -> None:
         super()._check(layout)

@@ -6,9 +6,10 @@ sum of w x = (2 * sum of levels - K L) R / L
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,15 @@ class Grid:
         views = spec.views(x).values()
         sections = [(max(share * float(np.abs(v).max(initial=0.0)), floor), v.size) for v in views if v.size]
         return cls(tuple(bound for bound, _ in sections), tuple(size for _, size in sections))
+
+    def to_json(self) -> dict[str, Any]:
+        """The grid as JSON values."""
+        return {"bounds": list(self.bounds), "sizes": list(self.sizes)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Grid":
+        """The inverse of `to_json`."""
+        return cls(tuple(value["bounds"]), tuple(value["sizes"]))
 
     @property
     def length(self) -> int:
