@@ -15,15 +15,12 @@ code 1 if a goal is missed by more than a tenth; --quick: smaller vectors, under
 """
 
 import argparse
-import json
 import os
-import platform
 import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +28,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from _common import about, append, single_thread
+from _yolov5n import model
 
 import polypfed as pf
 from polypfed.core.distances import pairwise
@@ -39,7 +38,6 @@ from polypfed.core.ranks import median as median_of
 from polypfed.core.ranks import trimmed_mean
 from polypfed.core.reduce import Reducer
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 TENSORS = 180
 Kernel = Callable[[], Any]
 
@@ -150,8 +148,8 @@ def _nvflare(models: list[dict[str, Any]], weights: list[int]) -> dict[str, Any]
     from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 
     total = WeightedAggregationHelper()
-    for i, (model, weight) in enumerate(zip(models, weights, strict=True)):
-        total.add(model, float(weight), f"c{i}", 1)
+    for i, (arrays, weight) in enumerate(zip(models, weights, strict=True)):
+        total.add(arrays, float(weight), f"c{i}", 1)
     return dict(total.get_result())
 
 
@@ -196,38 +194,6 @@ def krum(count: int, size: int) -> Section:
         assert replies.index(kernels["flwr select_multikrum"]()[0]) == pf.Krum(f=2).ranked(got)[0]
         goals = [("polypfed Krum", "flwr select_multikrum", 4.0)]
     return Section(f"Krum, {count} updates", kernels, goals)
-
-
-YOLOV5N = """
-0:16x3x6 1:32x16x3 2.cv1:16x32x1 2.cv2:16x32x1 2.cv3:32x32x1 2.m.0.cv1:16x16x1 2.m.0.cv2:16x16x3 3:64x32x3
-4.cv1:32x64x1 4.cv2:32x64x1 4.cv3:64x64x1 4.m.0.cv1:32x32x1 4.m.0.cv2:32x32x3 4.m.1.cv1:32x32x1 4.m.1.cv2:32x32x3
-5:128x64x3 6.cv1:64x128x1 6.cv2:64x128x1 6.cv3:128x128x1 6.m.0.cv1:64x64x1 6.m.0.cv2:64x64x3 6.m.1.cv1:64x64x1
-6.m.1.cv2:64x64x3 6.m.2.cv1:64x64x1 6.m.2.cv2:64x64x3 7:256x128x3 8.cv1:128x256x1 8.cv2:128x256x1 8.cv3:256x256x1
-8.m.0.cv1:128x128x1 8.m.0.cv2:128x128x3 9.cv1:128x256x1 9.cv2:256x512x1 10:128x256x1 13.cv1:64x256x1 13.cv2:64x256x1
-13.cv3:128x128x1 13.m.0.cv1:64x64x1 13.m.0.cv2:64x64x3 14:64x128x1 17.cv1:32x128x1 17.cv2:32x128x1 17.cv3:64x64x1
-17.m.0.cv1:32x32x1 17.m.0.cv2:32x32x3 18:64x64x3 20.cv1:64x128x1 20.cv2:64x128x1 20.cv3:128x128x1 20.m.0.cv1:64x64x1
-20.m.0.cv2:64x64x3 21:128x128x3 23.cv1:128x256x1 23.cv2:128x256x1 23.cv3:256x256x1 23.m.0.cv1:128x128x1
-23.m.0.cv2:128x128x3 24.cv2.0.0:64x64x3 24.cv2.0.1:64x64x3 24.cv2.1.0:64x128x3 24.cv2.1.1:64x64x3 24.cv2.2.0:64x256x3
-24.cv2.2.1:64x64x3 24.cv3.0.0:80x64x3 24.cv3.0.1:80x80x3 24.cv3.1.0:80x128x3 24.cv3.1.1:80x80x3 24.cv3.2.0:80x256x3
-24.cv3.2.1:80x80x3
-"""
-"""YOLOv5n, 80 classes: layer:outputs x inputs x kernel of each convolution with BatchNorm."""
-
-
-def model() -> dict[str, np.ndarray]:
-    """A state dict of 427 arrays and 2.67 million floats."""
-    draw, found = np.random.default_rng(0), dict[str, np.ndarray]()
-    for name, shape in (layer.split(":") for layer in YOLOV5N.split()):
-        out, into, kernel = (int(n) for n in shape.split("x"))
-        found[f"model.{name}.conv.weight"] = draw.standard_normal((out, into, kernel, kernel), np.float32)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            found[f"model.{name}.bn.{part}"] = draw.standard_normal(out, np.float32)
-        found[f"model.{name}.bn.num_batches_tracked"] = np.array(5)
-    for branch, width in (("cv2", 64), ("cv3", 80)):
-        for scale in range(3):
-            found[f"model.24.{branch}.{scale}.2.weight"] = draw.standard_normal((width, width, 1, 1), np.float32)
-            found[f"model.24.{branch}.{scale}.2.bias"] = draw.standard_normal(width, np.float32)
-    return found | {"model.24.dfl.conv.weight": np.arange(16, dtype=np.float32).reshape(1, 16, 1, 1)}
 
 
 def messages() -> Section:
@@ -366,23 +332,6 @@ def missed(section: Section, times: dict[str, list[float]]) -> list[str]:
     return [f"{section.title}: {o} / {m} is {r:.2f}, the goal is {g:g}" for m, o, g, r in found if r < 0.9 * g]
 
 
-def about() -> dict[str, Any]:
-    named = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    packages = ("numpy", "torch", "flwr", "nvflare")
-    return {
-        "bench": "kernels",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "threads": 1,
-        "cpu": f"{named[0] if named else platform.processor()}, {os.cpu_count()} cores",
-        "versions": {"polypfed": pf.__version__, "python": platform.python_version()}
-        | {p: version(p) for p in packages if has(p)},
-    }
-
-
 def sections(size: int, only: list[str]) -> Iterator[Section]:
     """One at a time, so that one section's updates are gone before the next one's come."""
     for kind, counts in (("means", (8, 10)), ("ranks", (10, 20)), ("krum", (10, 20))):
@@ -401,8 +350,7 @@ def main() -> int:
     kinds = ["means", "ranks", "krum", "messages"]
     options.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     given = options.parse_args()
-    if not ONE_THREAD.items() <= os.environ.items():  # read when numpy is loaded, so it takes a fresh start
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ONE_THREAD)
+    single_thread()
     size, repeats = (720_000, 3) if given.quick else (7_200_000, given.repeats)
     rows, problems = list[dict[str, Any]](), list[str]()
     for section in sections(size, given.only):
@@ -429,9 +377,9 @@ def main() -> int:
         problems.append(f"memory grows with the number of clients: {memory}")
     if distances["polypfed, deltas"]["negative"] or distances["polypfed, deltas"]["error"] > 1e-5:
         problems.append("Krum's distances are wrong")
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(given.out, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(about() | row) + "\n" for row in rows)
+    packages = ["polypfed", *filter(has, ("numpy", "torch", "flwr", "nvflare", "numba"))]
+    where = about("kernels", packages, threads=1)
+    append(given.out, (where | row for row in rows))
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if given.check and problems else 0

@@ -39,6 +39,7 @@ import polypfed as pf
 from polypfed.core.messages import Task, Update, decode, encode
 from polypfed.core.model import ModelSpec
 from polypfed.privacy.frames import Frame, Label, read
+from polypfed.privacy.group import Group, read_keys
 from polypfed.privacy.he import Accumulator, open_sum, seal_update
 from polypfed.privacy.masked import MaskedSum, seal_masked
 from polypfed.privacy.masks import Ring, ring_slots
@@ -46,7 +47,7 @@ from polypfed.privacy.params import HEParams
 from polypfed.privacy.quantise import Codec, Grid
 from polypfed.privacy.roster import Identity, Roster
 from polypfed.privacy.seal import KeyHolder, Scheme
-from polypfed.privacy.secagg import Group, MaskingSite, Unmasking, read_keys
+from polypfed.privacy.secagg import MaskingSite, Unmasking
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 CASES = (("yolov5n", 2, 14.8), ("yolov5n", 2, 10.8), ("yolov5n", 8, 8.0), ("yolov5s", 2, 14.8), ("yolov5s", 8, 8.0))

@@ -183,3 +183,20 @@ def run(rounds: int = 3, *, clients: Sequence[Any] | None = None, workers: int =
     """A federation of `sites()` on this machine."""
     fed = Federation(clients=sites() if clients is None else clients, **settings)
     return fed.run(rounds, Local(workers))
+
+
+@dataclass
+class Recording(Scripted):
+    """Notes every task."""
+
+    tasks: list[tuple[str, Task]] = field(default_factory=list)
+
+    def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
+        self.tasks += tasks.items()
+        return super().exchange(tasks, deadline)
+
+
+def start(size: int = 3) -> tuple[ModelSpec, Any]:
+    arrays = {"x": np.zeros(size, np.float32)}
+    spec = ModelSpec.of(arrays)
+    return spec, spec.pack(arrays)

@@ -24,13 +24,14 @@ from polypfed.core.pack import pack_state, unpack_inner, unpack_state
 from polypfed.core.reduce import BUFFERS
 from polypfed.core.rundir import save_model
 from polypfed.privacy.errors import KeyRefused
+from polypfed.privacy.group import read_keys
 from polypfed.privacy.he import open_sum, seal_update
 from polypfed.privacy.keyring import open_keys
 from polypfed.privacy.keys import JobKey, open_state, seal_state, unwrap, wrap
 from polypfed.privacy.plan import as_vectors, from_vectors
 from polypfed.privacy.quantise import Grid
 from polypfed.privacy.seal import KeyHolder
-from polypfed.privacy.secagg import Unmasking, read_keys
+from polypfed.privacy.secagg import Unmasking
 from polypfed.privacy.slots import Integers
 from polypfed.privacy.stage import At, Encrypt, Mask, Stage
 from polypfed.strategies.base import Cohort, Strategy

@@ -8,11 +8,12 @@ import numpy as np
 
 from polypfed.core.errors import ConfigError, StateError
 from polypfed.core.messages import Task, Update
+from polypfed.privacy.group import Group
 from polypfed.privacy.keys import job_id
 from polypfed.privacy.masks import Ring
 from polypfed.privacy.plan import Plan
 from polypfed.privacy.roster import Identity, Roster
-from polypfed.privacy.secagg import Group, MaskingSite
+from polypfed.privacy.secagg import MaskingSite
 from polypfed.privacy.slots import Integers
 from polypfed.privacy.stage import Mask
 

@@ -11,8 +11,9 @@ from polypfed.core.messages import Failure, Task, Update, strict_json
 from polypfed.core.model import nbytes
 from polypfed.federation.collect import Collected, admit, config_for, record
 from polypfed.privacy.errors import FrameRefused
+from polypfed.privacy.group import Group, RoundKeys, read_keys
 from polypfed.privacy.plan import from_vectors
-from polypfed.privacy.secagg import Group, Reveal, RoundKeys, Unmasking, read_keys
+from polypfed.privacy.secagg import Reveal, Unmasking
 
 if TYPE_CHECKING:
     from polypfed.federation.staged import StagedEngine

@@ -17,11 +17,11 @@ from polypfed.core.seeds import derive
 from polypfed.federation.collect import Collected, record
 from polypfed.federation.engine import Engine
 from polypfed.privacy.errors import BudgetExhausted, IncompatiblePrivacy
+from polypfed.privacy.group import LEAST
 from polypfed.privacy.keyring import open_keys, provision
 from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.plan import Plan
 from polypfed.privacy.roster import Identity, Roster
-from polypfed.privacy.secagg import LEAST
 from polypfed.privacy.stage import At, Mask, Noise, TopK
 from polypfed.strategies.base import nested
 from polypfed.strategies.fedbuff import FedBuff

@@ -8,8 +8,8 @@ import numpy as np
 
 from polypfed.privacy.errors import FrameRefused
 from polypfed.privacy.frames import Frame, Label, Signer, Verifier
+from polypfed.privacy.group import Group
 from polypfed.privacy.intake import Intake
-from polypfed.privacy.secagg import Group
 from polypfed.privacy.slots import Integers
 
 SLOTS = 1 << 18

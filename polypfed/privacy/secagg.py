@@ -17,114 +17,31 @@ Differs: a commitment to b_i rides with the keys, so that wrong shares are found
 
 import hashlib
 import os
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import combinations, islice
 from typing import Any
 
 from polypfed.core.errors import ConfigError, LayoutError
 from polypfed.core.extras import require
-from polypfed.core.settings import whole
 from polypfed.privacy import shamir
-from polypfed.privacy.errors import FrameRefused, IncompatiblePrivacy
-from polypfed.privacy.masks import Ring
-from polypfed.privacy.roster import Identity, Roster
+from polypfed.privacy.errors import FrameRefused
+from polypfed.privacy.group import (
+    LEAST,
+    Group,
+    RoundKeys,
+    derive,
+    new_key,
+    pair_seed,
+    private,
+    public,
+    read_keys,
+    verify,
+)
+from polypfed.privacy.roster import Identity
 from polypfed.privacy.slots import Integers
 
-LEAST, MOST = 3, 64
-"""Sites in a group: with two, each knows the other's update from the sum; work grows with the square."""
-
-_KEYS = struct.Struct("<32s32s32s64s")
 _TRIES = 500  # subsets of shares tried when some are wrong
-
-
-@dataclass(frozen=True)
-class Group:
-    """The sites of one attempt of one round; equal at the server and at all sites.
-
-    Args:
-        job: 16 bytes; round, attempt: as in frames. A new attempt needs new keys.
-        roster: the pinned one; names: the sites of this attempt.
-        threshold: sites that must survive; more than half of the group.
-        ring: in which is added.
-        length: slots of a vector.
-
-    Raises:
-        IncompatiblePrivacy: the group is too small or too large, or the threshold no majority.
-    """
-
-    job: bytes
-    round: int
-    attempt: int
-    roster: Roster
-    names: tuple[str, ...]
-    threshold: int
-    ring: Ring
-    length: int
-
-    def __post_init__(self) -> None:
-        count = len(set(self.names))
-        if not LEAST <= count <= MOST or count < len(self.names):
-            remedy = "Use he, which needs 2" if count < LEAST else "Split the sites into groups"
-            problem = f"secure aggregation needs {LEAST} to {MOST} different sites, not {len(self.names)}"
-            raise IncompatiblePrivacy(problem, where="secagg", remedy=remedy)
-        if not count < 2 * self.threshold <= 2 * count:
-            raise IncompatiblePrivacy(f"a threshold of {self.threshold} is no majority of {count}", where="threshold")
-        whole("round", self.round, 0, (1 << 32) - 1)
-        whole("attempt", self.attempt, 0, (1 << 16) - 1)
-        for name in self.names:
-            self.roster.number(name)
-
-    @cached_property
-    def context(self) -> bytes:
-        """What every signature and key of the attempt is bound to."""
-        head = struct.pack("<16sIHHQ", self.job, self.round, self.attempt, self.threshold, self.ring.modulus)
-        digest = hashlib.sha256(head + self.roster.digest + struct.pack("<Q", self.length))
-        digest.update("\x1f".join(sorted(self.names)).encode())
-        return b"polypfed secagg 1" + digest.digest()
-
-    def point(self, name: str) -> int:
-        """Where a site's shares are taken."""
-        return self.roster.number(name) + 1
-
-
-@dataclass(frozen=True)
-class RoundKeys:
-    """What a site advertises: 32 bytes each."""
-
-    seal: bytes
-    mask: bytes
-    commitment: bytes
-
-    def commits_to(self, seed: bytes) -> bool:
-        """Is it the seed of this site's self-mask?"""
-        return hashlib.sha256(seed).digest() == self.commitment
-
-    def belongs_to(self, secret: bytes) -> bool:
-        """Is it the private key of this site's pair masks?"""
-        return _public(_private(secret)) == self.mask
-
-
-def read_keys(group: Group, advertised: Mapping[str, bytes]) -> dict[str, RoundKeys]:
-    """The public keys of those who sent some, each signature checked against the roster.
-
-    Raises:
-        FrameRefused: size, signature, unknown-site; incomplete: fewer sites than the threshold.
-    """
-    found: dict[str, RoundKeys] = {}
-    for name, data in sorted(advertised.items()):
-        if name not in group.names:
-            raise FrameRefused("unknown-site", "takes no part", where=name)
-        if len(data) != _KEYS.size:
-            raise FrameRefused("size", f"{len(data)} bytes are no keys", where=name)
-        *keys, signature = _KEYS.unpack(data)
-        _verify(group, name, signature, b"keys" + data[:96])
-        found[name] = RoundKeys(*keys)
-    if len(found) < max(LEAST, group.threshold):
-        raise FrameRefused("incomplete", f"{len(found)} sites sent keys, {max(LEAST, group.threshold)} are needed")
-    return found
 
 
 @dataclass(frozen=True)
@@ -165,7 +82,7 @@ class MaskingSite:
         if identity.name not in group.names:
             raise ConfigError("takes no part in this attempt", where=identity.name)
         self.group, self.identity, self.name = group, identity, identity.name
-        self._seal, self._mask, self._self = _new_key(), _new_key(), os.urandom(32)
+        self._seal, self._mask, self._self = new_key(), new_key(), os.urandom(32)
         self._keys: dict[str, RoundKeys] = {}
         self._shares: dict[str, tuple[int, int]] = {}
         self._confirmed: tuple[str, ...] | None = None
@@ -173,7 +90,7 @@ class MaskingSite:
 
     def keys(self) -> bytes:
         """Step 1."""
-        body = _public(self._seal) + _public(self._mask) + hashlib.sha256(self._self).digest()
+        body = public(self._seal) + public(self._mask) + hashlib.sha256(self._self).digest()
         return body + self.identity.signer.sign(self.group.context + b"keys" + body)
 
     def shares(self, advertised: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -198,7 +115,7 @@ class MaskingSite:
     def _cipher(self, peer: str, sender: str, receiver: str) -> Any:
         """AES-GCM under a key of this attempt, pair and direction: it seals one message, so its nonce is fixed."""
         info = b"share" + self.group.context + f"\x1f{sender}\x1f{receiver}".encode()
-        key = _derive(self._seal, self._keys[peer].seal, info)
+        key = derive(self._seal, self._keys[peer].seal, info)
         return require("cryptography.hazmat.primitives.ciphers.aead", extra="he").AESGCM(key)
 
     def mask(self, slots: Integers, sealed: Mapping[str, bytes]) -> Integers:
@@ -263,7 +180,7 @@ class MaskingSite:
         if len(set(confirmations) & set(self._confirmed)) < self.group.threshold:
             raise FrameRefused("incomplete", f"{len(confirmations)} confirmations", where=self.name)
         for name, signature in confirmations.items():
-            _verify(self.group, name, signature, self._statement(self._confirmed)[len(self.group.context) :])
+            verify(self.group, name, signature, self._statement(self._confirmed)[len(self.group.context) :])
         self._revealed = True
         survivors = set(self._confirmed)
         return Reveal(
@@ -352,7 +269,7 @@ class Unmasking:
         for lost, secret in self.pair_keys.items():
             if not self.keys[lost].belongs_to(secret):
                 raise FrameRefused("share", "a revealed key is not the one advertised", where=lost)
-            own = _private(secret)
+            own = private(secret)
             for name in self.self_masks:
                 mask = ring.mask(pair_seed(self.group, own, self.keys[name].mask, lost, name), out.size)
                 (ring.subtract if name < lost else ring.add)(out, mask)
@@ -366,41 +283,3 @@ def _joined(group: Group, name: str, tables: Mapping[str, Mapping[str, int]], fi
         if secret < 1 << 256 and fits(secret.to_bytes(32, "little")):
             return secret.to_bytes(32, "little")
     raise FrameRefused("share", f"its secret cannot be had from {len(shares)} shares", where=name)
-
-
-def pair_seed(group: Group, own: Any, peer_key: bytes, one: str, other: str) -> bytes:
-    """32 bytes that two sites share in this attempt."""
-    low, high = sorted((one, other))
-    return _derive(own, peer_key, b"mask" + group.context + f"\x1f{low}\x1f{high}".encode())
-
-
-def _derive(own: Any, peer_key: bytes, info: bytes) -> bytes:
-    hashes = require("cryptography.hazmat.primitives.hashes", extra="he")
-    hkdf = require("cryptography.hazmat.primitives.kdf.hkdf", extra="he")
-    x25519 = require("cryptography.hazmat.primitives.asymmetric.x25519", extra="he")
-    try:
-        shared = own.exchange(x25519.X25519PublicKey.from_public_bytes(peer_key))
-    except ValueError:  # a point of small order
-        raise FrameRefused("share", "a public key is not usable") from None
-    return bytes(hkdf.HKDF(hashes.SHA256(), 32, b"polypfed secagg", info).derive(shared))
-
-
-def _verify(group: Group, name: str, signature: bytes, statement: bytes) -> None:
-    invalid = require("cryptography.exceptions", extra="he").InvalidSignature
-    try:
-        group.roster[name].verifier.verify(signature, group.context + statement)
-    except invalid:
-        raise FrameRefused("signature", "a signature is wrong or of another attempt", where=name) from None
-
-
-def _new_key() -> Any:
-    return require("cryptography.hazmat.primitives.asymmetric.x25519", extra="he").X25519PrivateKey.generate()
-
-
-def _private(secret: bytes) -> Any:
-    x25519 = require("cryptography.hazmat.primitives.asymmetric.x25519", extra="he")
-    return x25519.X25519PrivateKey.from_private_bytes(secret)
-
-
-def _public(key: Any) -> bytes:
-    return bytes(key.public_key().public_bytes_raw())

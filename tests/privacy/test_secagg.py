@@ -11,6 +11,7 @@ from polypfed.core.errors import ConfigError, LayoutError
 from polypfed.privacy import masked
 from polypfed.privacy.errors import FrameRefused, IncompatiblePrivacy
 from polypfed.privacy.frames import SERVER
+from polypfed.privacy.group import Group, pair_seed, private, read_keys
 from polypfed.privacy.he import Accumulator, open_sum, seal_update
 from polypfed.privacy.keys import JobKey, job_id
 from polypfed.privacy.masked import MaskedSum, seal_masked
@@ -19,7 +20,7 @@ from polypfed.privacy.params import HEParams
 from polypfed.privacy.quantise import Codec, Grid
 from polypfed.privacy.roster import Identity, Roster
 from polypfed.privacy.seal import KeyHolder
-from polypfed.privacy.secagg import Group, MaskingSite, Reveal, Unmasking, _private, pair_seed, read_keys
+from polypfed.privacy.secagg import MaskingSite, Reveal, Unmasking
 
 pytest.importorskip("cryptography.hazmat.primitives.hpke")
 
@@ -120,7 +121,7 @@ def test_a_late_update_of_a_lost_site_stays_hidden():
     assert known.remove(sum(sent[n] for n in survivors)).tolist() == exact(group, [values[n] for n in survivors])
     assert set(known.pair_keys) == {"e"}
     assert set(known.self_masks) == set(survivors)
-    bare, own = sent["e"].copy(), _private(known.pair_keys["e"])
+    bare, own = sent["e"].copy(), private(known.pair_keys["e"])
     for peer in survivors:  # take away everything that the server can compute
         bare += group.ring.mask(pair_seed(group, own, run.keys[peer].mask, "e", peer), group.length)
     assert (bare == values["e"]).mean() < 0.01
