@@ -9,7 +9,7 @@ from polypfed.core.model import Vector
 
 Wide = NDArray[np.float64]
 
-BLOCK = 1 << 14  # values of a row
+BLOCK = 1 << 15  # values of a row
 NEAR = 0.05
 
 
