@@ -9,8 +9,6 @@ of one client after the other.
 """
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from statistics import median
@@ -18,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from rounds import CLIENTS, ONE_THREAD, PER_ROUND, Case, about, measured, sites, spread
+from _common import about, append, busy, single_thread, spread
+from rounds import CLIENTS, PER_ROUND, Case, measured, sites
 
 import polypfed as pf
 
@@ -50,10 +49,10 @@ def table(rows: list[dict[str, Any]], differences: dict[str, dict[int, list[floa
     for case in CASES:
         own = [row for row in rows if row["case"]["name"] == case.name]
         ms = [median(row["cpu_ms"][mode] for row in own) for mode in ("train", "vmap")]
-        busy = " (busy)" if any(max(row["load"]) > (os.cpu_count() or 1) + 1 for row in own) else ""
+        loaded = " (busy)" if any(busy(row["load"]) for row in own) else ""
         apart = " | ".join(f"{max(found):.0e}" for found in differences[case.name].values())
         ratio = spread([row["ratio"] for row in own])
-        lines.append(f"| {TITLES[case.name]} | {ms[0]:.1f}{busy} | {ms[1]:.1f} | {ratio} | {case.goal} | {apart} |")
+        lines.append(f"| {TITLES[case.name]} | {ms[0]:.1f}{loaded} | {ms[1]:.1f} | {ratio} | {case.goal} | {apart} |")
     return "\n".join(lines) + "\n"
 
 
@@ -63,15 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("--check", action="store_true", help="exit code 1 if a goal is missed")
     options.add_argument("--out", type=Path, default=Path("runs/bench/rounds.jsonl"))
     given = options.parse_args(arguments)
-    if not ONE_THREAD.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ONE_THREAD)
+    single_thread()
     torch.set_num_threads(1)
     differences = {c.name: {n: [difference(c, s, n) for s in STRATEGIES] for n in TOLERANCE} for c in CASES}
     assert all(max(d) < TOLERANCE[n] for of in differences.values() for n, d in of.items()), differences
     rows = [row for case in CASES for row in measured(case, "vmap", given.repeats)]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(given.out, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(about() | row | {"difference": differences}) + "\n" for row in rows)
+    where = about("vectorised", ("polypfed", "numpy", "torch"), clients=CLIENTS, per_round=PER_ROUND)
+    append(given.out, (where | row | {"difference": differences} for row in rows))
     print(table(rows, differences))
     missed = False
     for case in CASES:

@@ -31,3 +31,15 @@ def test_scaffold_needs_at_most_half_of_the_rounds_on_sorted_labels(tmp_path: Pa
     assert median(rounds["fedavg", 0, 10]) > 1.25 * median(rounds["fedavg", 0, 1])
     assert median(rounds["scaffold", 0, 10]) <= 1.25 * median(rounds["scaffold", 0, 1])
     assert (tmp_path / "strategies.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.slow
+def test_every_script_can_be_loaded() -> None:
+    """They import each other by name, from their own folder, where no other test looks."""
+    for package in ("flwr", "nvflare", "psutil", "sklearn", "torch"):
+        pytest.importorskip(package, exc_type=ImportError)
+    scripts = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "nvflare_job")
+    scripts += ["peers.run", "peers.work", "peers.table"]
+    code = f"import importlib\nfor name in {scripts}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

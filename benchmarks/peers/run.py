@@ -27,9 +27,9 @@ from typing import Any
 
 import numpy as np
 import psutil
+from _common import ONE_THREAD
 
 HERE = Path(__file__).resolve().parent
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "PFL_GRAPH_CACHE": "0"}
 DRIVERS = {
     # backend: (module, package it needs, configurations)
