@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from polypfed.clients.base import Client
 
 
+def _half() -> ConfigError:
+    return ConfigError("is the client half of Ditto", where="strategy", remedy="Use Ditto")
+
+
 class AnchoredRule(ProxRule):
     """v <- v - lr (g_i(v) + lambda (v - x)): the proximal rule around the shared model, from a start of its own."""
 
@@ -40,11 +44,11 @@ class Anchored(Base):
 
     def check(self, spec: ModelSpec, sites: Sequence[str], asked: int) -> None:
         """There is no server half."""
-        raise ConfigError("is the client half of Ditto", where="strategy", remedy="Use Ditto")
+        raise _half()
 
     def step(self, x: Vector, state: State, mean: Mapping[str, Vector], cohort: Cohort) -> tuple[Vector, State]:
-        """Never asked for."""
-        raise NotImplementedError
+        """There is no server half."""
+        raise _half()
 
 
 class DittoClient:

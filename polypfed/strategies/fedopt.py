@@ -1,5 +1,6 @@
 """FedAdagrad, FedAdam, FedYogi: Reddi et al., Adaptive Federated Optimization, 2021, Alg. 2: one box, three lines."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from polypfed.strategies.registry import Registry
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(Averaging):
+class Adaptive(Averaging, ABC):
     """The box. Subclasses have the line that differs, `second`.
 
         client   as FedAvg
@@ -40,9 +41,9 @@ class Adaptive(Averaging):
         rate(eta=self.eta, tau=self.tau)
         fraction(beta1=self.beta1)
 
+    @abstractmethod
     def second(self, v: Vector, square: Vector) -> Vector:
         """The new v; `square` is D^2."""
-        raise NotImplementedError
 
     def init(self, x: Vector) -> State:
         """m = 0 and v = tau^2, (T,) each."""

@@ -4,6 +4,7 @@ FedBN: Li et al., FedBN: Federated Learning on Non-IID Features via Local Batch 
 FedPer: Arivazhagan et al., Federated Learning with Personalization Layers, 2019.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -79,14 +80,14 @@ class PartClient:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Parts(Wrapper):
+class _Parts(Wrapper, ABC):
     """What FedBN and FedPer have in common."""
 
     inner: Strategy = FedAvg()
 
+    @abstractmethod
     def names(self, spec: ModelSpec) -> set[str]:
         """The arrays that stay at the site."""
-        raise NotImplementedError
 
     def wire(self, spec: ModelSpec) -> ModelSpec:
         """The model without them."""

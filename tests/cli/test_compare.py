@@ -13,25 +13,18 @@ import pytest
 
 from polypfed import cli
 from polypfed.data.synth import synth
+from tests.scored import TINY
 
-STUDY = """
-[data]
-partition = "{root}"
-[model]
-image_size = 32
-[train]
-batch = 2
-optimizer = "SGD"
-lr = 0.01
-clip = 0
-[select]
-name = "all"
+STUDY = (
+    TINY
+    + """
 [federation]
 rounds = 3
 [compare.fedavg]
 [compare.scaffold]
 [compare.fedbuff]
 """
+)
 
 
 @pytest.fixture(scope="module")

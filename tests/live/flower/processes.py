@@ -3,38 +3,14 @@
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from polypfed.backends.flower import deploy
+from tests.live.loopback import BIN, family, free_ports, kill
 from tests.problems import ROOT
-
-SHIM = f"""#!{sys.executable}
-from polypfed import cli
-from polypfed.cli import deploy, site
-
-known = {{group.name for group in cli.app.registered_groups}}
-for name, app in (("deploy", deploy.app), ("site", site.app)):
-    if name not in known:
-        cli.app.add_typer(app, name=name)
-if __name__ == "__main__":  # a worker process imports this file too
-    cli.main()
-"""
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
-    return ports
 
 
 class Deployment:
@@ -42,10 +18,6 @@ class Deployment:
 
     def __init__(self, folder: Path, names: Sequence[str], site: dict[str, Any] | None = None, **server: Any) -> None:
         self.names, self.folder = sorted(names), folder / "deployment"
-        (folder / "bin").mkdir(parents=True)
-        shim = folder / "bin" / "polypfed"
-        shim.write_text(SHIM)
-        shim.chmod(0o755)
         self.port, *self.ports = free_ports(1 + len(names))
         settings = {n: {"names": self.names, **(site or {}).get(n, {})} for n in self.names}
         plan = deploy.Plan(
@@ -60,10 +32,10 @@ class Deployment:
         for index, name in enumerate(self.names):
             self.edit(f"sites/{name}/site.toml", f"port = {9094 + index}", f"port = {self.ports[index]}")
         self.environment = os.environ | {
-            "POLYPFED_BIN": str(folder / "bin"),
+            "POLYPFED_BIN": str(BIN),
             "POLYPFED_HOST": "127.0.0.1",
             "PYTHONPATH": str(ROOT),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self.server = self.folder / "server"
@@ -129,38 +101,3 @@ class Deployment:
     def close(self) -> None:
         for what in sorted(self.running, key=lambda w: not w.startswith("sites")):
             self.stop(what)
-
-
-def kill(pid: int, number: int = signal.SIGKILL) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def family(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-            children.setdefault(parent, []).append(int(entry.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found
-
-
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def until(what: Callable[[], Any], seconds: float) -> Any:
-    end = monotonic() + seconds
-    while not (found := what()):
-        assert monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
-    return found

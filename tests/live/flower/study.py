@@ -1,21 +1,12 @@
 """A tiny federation for real processes: `federation` for the server's server.toml, `client` for a site.toml."""
 
-import os
-import time
 from pathlib import Path
 from typing import Any
 
-from polypfed import Federation, NumpyClient, Task
+from polypfed import Federation
 from polypfed.clients.base import agreed
 from polypfed.strategies import Registry
-from tests.problems import Odd, sites
-
-
-def clients(names: list[str]) -> list[NumpyClient]:
-    made = sites(len(names))
-    for client, name in zip(made, sorted(names), strict=True):
-        client.name = name
-    return made
+from tests.live.sites import client, clients
 
 
 def settings(strategy: str = "fedavg", **more: Any) -> dict[str, Any]:
@@ -26,26 +17,4 @@ def federation(names: list[str], base: Path, strategy: str = "fedavg", rounds: i
     return Federation(initial=agreed(clients(names)), **settings(strategy, **more)), rounds
 
 
-def client(name: str, base: Path, names: list[str], act: str = "", when: int = 0) -> Any:
-    """The site's client; in round `when` it first does `act`."""
-    own = next(c for c in clients(names) if c.name == name)
-    return Odd(own, Act(act, base), (when,)) if act else own
-
-
-class Act:
-    """Writes its process id to BASE/began, then hangs, or ends its process; only the first time."""
-
-    def __init__(self, act: str, base: Path) -> None:
-        self.act, self.base = act, base
-
-    def __call__(self, site: Odd, task: Task) -> None:
-        mark = self.base / "began"
-        if mark.exists():
-            return
-        mark.write_text(str(os.getpid()))
-        if self.act == "hang":
-            time.sleep(600)
-        elif self.act == "pause":
-            time.sleep(8)
-        elif self.act == "die":
-            os._exit(9)
+__all__ = ["client", "clients", "federation", "settings"]

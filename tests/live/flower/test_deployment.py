@@ -1,6 +1,5 @@
 """A SuperLink with TLS and node authentication, and three SuperNodes, all real, on the loopback interface."""
 
-import hashlib
 import os
 import socket
 import subprocess
@@ -10,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from polypfed import Federation
-from polypfed.backends import Local
 from polypfed.backends.flower import deploy
 from polypfed.backends.flower.certificates import Authority, pem, private_pem, site_keys
 from tests.live.flower import study
 from tests.live.flower.conftest import interfaces
-from tests.live.flower.processes import Deployment, command, free_ports, until
+from tests.live.flower.processes import Deployment
+from tests.live.loopback import BIN, command, free_ports, until
+from tests.live.sites import digest
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(240)]
 NAMES = ["a", "b", "c"]
@@ -32,18 +31,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         found.close()
 
 
-def local(strategy: str, rounds: int) -> str:
-    """SHA-256 of the model of the same federation in this process."""
-    model = Federation(clients=study.clients(NAMES), **study.settings(strategy)).run(rounds, Local()).model
-    assert model is not None
-    return hashlib.sha256(model.tobytes()).hexdigest()
-
-
 def test_the_bits_of_local_with_state_at_the_sites(deployment: Deployment) -> None:
     assert deployment.run() == {
         "status": "completed",
         "rounds": 2,
-        "sha256": local("scaffold", 2),
+        "sha256": digest(NAMES, 2, **study.settings("scaffold")),
         "code": 0,
     }
     assert not deployment.failures()
@@ -69,7 +61,7 @@ def test_flwr_run_as_a_flower_user_does_it(deployment: Deployment) -> None:
     deployment.edit("server/server.toml", "rounds = 2", "rounds = 1")
     done = deploy.flwr(deployment.server, "run", str(deployment.server / "app"), "deploy", "--stream")
     assert done.returncode == 0
-    assert f"the run is complete: model {local('fedadam', 1)}" in done.stdout
+    assert f"the run is complete: model {digest(NAMES, 1, **study.settings('fedadam'))}" in done.stdout
 
 
 def test_a_node_under_another_name_is_refused_and_the_others_go_on(deployment: Deployment) -> None:
@@ -88,7 +80,7 @@ def refused(deployment: Deployment, name: str) -> str:
     """The words with which a further node called `name` ends."""
     done = subprocess.run(
         [
-            deployment.folder.parent / "bin" / "polypfed",
+            BIN / "polypfed",
             "site",
             "run",
             "--once",

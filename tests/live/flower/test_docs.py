@@ -4,13 +4,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from polypfed.core.rundir import load_model
-from tests.live.flower.processes import SHIM, family, free_ports, kill
+from tests.live.loopback import BIN, family, free_ports, kill
 from tests.problems import ROOT
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -32,10 +31,7 @@ def test_its_shell_is_sound() -> None:
 
 @pytest.mark.skipif("POLYPFED_LONG" not in os.environ, reason="minutes of real training; set POLYPFED_LONG")
 def test_the_real_job_runs_as_written(tmp_path: Path, real_data: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "polypfed").write_text(SHIM)
-    (tmp_path / "bin" / "polypfed").chmod(0o755)
-    path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "POLYPFED_DATA": str(real_data)}
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(

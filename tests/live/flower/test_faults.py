@@ -1,6 +1,5 @@
 """Processes killed and hung in the middle of a round of a real deployment."""
 
-import hashlib
 import os
 import signal
 import time
@@ -11,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from polypfed import Federation
-from polypfed.backends import Local
 from tests.live.flower import study
-from tests.live.flower.processes import Deployment, command, kill, until
+from tests.live.flower.processes import Deployment
+from tests.live.loopback import command, kill, until
+from tests.live.sites import digest
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 NAMES = ["a", "b", "c"]
@@ -30,12 +29,6 @@ def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deplo
         yield found
     finally:
         found.close()
-
-
-def local(strategy: str, rounds: int) -> str:
-    model = Federation(clients=study.clients(NAMES), **study.settings(strategy)).run(rounds, Local()).model
-    assert model is not None
-    return hashlib.sha256(model.tobytes()).hexdigest()
 
 
 def settings(rounds: int, quorum: int, strategy: str, **acts: tuple[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,7 +58,7 @@ def test_worker_and_superlink_are_lost_and_no_bit_is(deployment: Deployment) -> 
     said = deployment.log("server", "run.sh")
     assert "round 1: too few updates" in said
     assert "resuming the run" in said
-    assert f"model {local('scaffold', 3)}" in said
+    assert f"model {digest(NAMES, 3, **study.settings('scaffold'))}" in said
     assert deployment.accepted() == {1: 3, 2: 3, 3: 3}
 
 

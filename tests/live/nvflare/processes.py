@@ -3,66 +3,20 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from polypfed.backends.nvflare import deploy
-from polypfed.backends.nvflare.simulation import family
+from tests.live.loopback import BIN, alive, command, family, free_ports
 from tests.problems import ROOT
 
 ADMIN = "admin@polypfed.org"
 PATIENT = 90.0
-COMMAND = """
-import typer
-from polypfed import cli
-from polypfed.cli import deploy_nvflare
-
-groups = {group.name: group.typer_instance for group in cli.app.registered_groups}
-if "nvflare" not in groups:
-    if "deploy" not in groups:
-        groups["deploy"] = typer.Typer()
-        cli.app.add_typer(groups["deploy"], name="deploy")
-        groups["deploy"].callback()(lambda: None)
-    deploy_nvflare.register(cli.app, groups["deploy"])
-cli.main()
-"""
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
-    return ports
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def until(what: Callable[[], Any], seconds: float = PATIENT) -> Any:
-    end = monotonic() + seconds
-    while not (found := what()):
-        assert monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
-    return found
 
 
 class Deployment:
@@ -84,7 +38,7 @@ class Deployment:
         deploy.write(self.folder, plan)
         self.server, self.admin = self.kit("localhost"), self.kit(ADMIN)
         self.environment = os.environ | {
-            "POLYPFED_BIN": str(Path(sys.executable).parent),
+            "POLYPFED_BIN": str(BIN),
             "PYTHONPATH": str(ROOT),
             "CUDA_VISIBLE_DEVICES": "",
         }
@@ -134,8 +88,7 @@ class Deployment:
 
     def command(self, *words: str) -> tuple[int, str, str]:
         """`polypfed nvflare WORDS`; exit code and output."""
-        code, out, errors = self._python("-c", COMMAND, "nvflare", *words, check=False)
-        return code, out, errors
+        return self._python(str(BIN / "polypfed"), "nvflare", *words, check=False)
 
     def conduct(self, run: str = "study", rounds: int = 0) -> dict[str, Any]:
         """`polypfed nvflare run`; RUN/result.json."""

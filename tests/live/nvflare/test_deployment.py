@@ -15,8 +15,9 @@ import pytest
 
 from polypfed import Federation, History
 from polypfed.backends import Local
+from tests.live.loopback import until
 from tests.live.nvflare import study
-from tests.live.nvflare.processes import Deployment, until
+from tests.live.nvflare.processes import Deployment
 
 pytestmark = pytest.mark.live
 SITES = ["site-1", "site-2"]

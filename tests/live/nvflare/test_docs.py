@@ -3,16 +3,13 @@
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from polypfed.backends.nvflare.simulation import family
 from polypfed.core.rundir import load_model
-from tests.live.nvflare.processes import COMMAND, free_ports
+from tests.live.loopback import BIN, family, free_ports, kill
 from tests.problems import ROOT
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -36,11 +33,8 @@ def test_its_shell_is_sound() -> None:
 
 @pytest.mark.skipif("POLYPFED_LONG" not in os.environ, reason="minutes of real training; set POLYPFED_LONG")
 def test_the_real_job_runs_as_written(tmp_path: Path, real_data: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "polypfed").write_text(f"#!{sys.executable}\n{COMMAND}")
-    (tmp_path / "bin" / "polypfed").chmod(0o755)
-    path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    more = {"POLYPFED_DATA": str(real_data), "POLYPFED_BIN": str(Path(sys.executable).parent)}
+    path = os.pathsep.join([str(BIN), os.environ["PATH"]])
+    more = {"POLYPFED_DATA": str(real_data), "POLYPFED_BIN": str(BIN)}
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), **more}
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(
@@ -50,10 +44,7 @@ def test_the_real_job_runs_as_written(tmp_path: Path, real_data: Path) -> None:
             assert process.wait(1700) == 0, (tmp_path / "log").read_text()[-4000:]
         finally:
             for pid in family(process.pid):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+                kill(pid)
     said = (tmp_path / "log").read_text()
     assert "Complete: 1 rounds" in said
     assert "Complete: 2 rounds" in said
