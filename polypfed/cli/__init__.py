@@ -7,6 +7,7 @@ import sys
 import typer
 
 from polypfed.cli import (
+    audit,
     bench,
     compare,
     data,
@@ -17,6 +18,7 @@ from polypfed.cli import (
     doctor,
     export,
     keys,
+    policy,
     runs,
     samples,
     site,
@@ -44,6 +46,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(policy.app, name="policy")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(site.app, name="site")
 deploy_nvflare.register(app, deploy.app)
