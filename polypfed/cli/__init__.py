@@ -19,6 +19,7 @@ from polypfed.cli import (
     export,
     keys,
     policy,
+    release,
     runs,
     samples,
     site,
@@ -48,6 +49,7 @@ app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(policy.app, name="policy")
+app.add_typer(release.app, name="release")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(site.app, name="site")
 deploy_nvflare.register(app, deploy.app)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polypfed import Federation, History
+from polypfed import Federation, History, Task
 from polypfed.backends import Local
 from tests.live.loopback import until
 from tests.live.nvflare import study
@@ -128,7 +128,7 @@ def test_a_sites_own_privacy_filter_acts_on_what_it_sends(deployment: Deployment
         aside.rename(roster)
     one, two = study.clients(SITES)
     x = one.initial()[1]
-    task = study.Task(1, "fit", {"model": x})
+    task = Task(1, "fit", {"model": x})
     clipped = np.clip(one.fit(task).vectors["delta"], -0.001, 0.001)
     free = two.fit(task).vectors["delta"]
     mean = (clipped.astype(np.float64) * one.weight + free.astype(np.float64) * two.weight) / (one.weight + two.weight)
