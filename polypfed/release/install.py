@@ -92,7 +92,7 @@ def _newest(updater: Updater, group: str) -> Any:
     return max(ours, key=lambda t: int(_about(t)["version"]), default=None)
 
 
-class FromFolder(FetcherInterface):
+class FromFolder(FetcherInterface):  # type: ignore[misc]  # tuf is optional
     """Files of a folder in place of a network."""
 
     def __init__(self, folder: Path) -> None:

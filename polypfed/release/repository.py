@@ -8,7 +8,7 @@ keys              are not in here: people keep theirs, the repository's signs sn
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
@@ -20,7 +20,6 @@ from polypfed.core.settings import site_names, whole
 from polypfed.release.bundle import read_bundle
 from polypfed.release.errors import ReleaseRefused
 
-R = TypeVar("R", Root, Targets, Snapshot, Timestamp)
 EVERYBODY = "all"
 _DAYS = {"root": 3650, "targets": 730, "snapshot": 90, "timestamp": 90}
 """A device that finds nothing newer for so long believes nothing more, and goes on with what it has."""
@@ -80,9 +79,7 @@ class Repository:
         card, draft = read_bundle(bundle).card, self._drafted()
         newest = max((_about(t)["version"] for t in draft.signed.targets.values()), default=0)
         if card.version <= newest:
-            raise ConfigError(
-                f"version {card.version} is not above {newest}", where="version", remedy="A step back too"
-            )
+            raise ConfigError(f"version {card.version} is not above {newest}", where="version")
         name = f"release-{card.version:06d}.safetensors"
         target = TargetFile.from_data(name, bundle, ["sha256"])
         target.unrecognized_fields["custom"] = {"version": card.version, "groups": _groups(groups)}
@@ -115,7 +112,7 @@ class Repository:
             raise ConfigError("is not the key of a person who may sign releases", where="key")
         draft.sign(signer, append=True)
         self._write(self._draft, draft)
-        return max(0, role.threshold - len(draft.signatures))
+        return max(0, int(role.threshold) - len(draft.signatures))
 
     def publish(self, own: CryptoSigner) -> int:
         """Publish the draft if there is one, and say anew what is newest; the version of the targets metadata.
@@ -182,9 +179,9 @@ class Repository:
     def _until(self, role: str) -> datetime:
         return self._now().replace(microsecond=0) + timedelta(days=_DAYS[role])
 
-    def _read(self, path: Path, kind: type[R]) -> "Metadata[R]":
+    def _read(self, path: Path, kind: type) -> "Metadata[Any]":
         try:
-            found = Metadata[R].from_bytes(path.read_bytes())
+            found: Metadata[Any] = Metadata.from_bytes(path.read_bytes())
         except (OSError, RepositoryError, ValueError) as error:
             raise ConfigError(f"cannot be read ({error})", where=path) from None
         if not isinstance(found.signed, kind):

@@ -80,7 +80,7 @@ def tried(path: Path, folder: Path) -> dict[str, Any]:
     release = bundle_of(path)
     detector = LiteRTDetector(patch(release.template, release.spec.views(release.model), "fp32"))
     if (folder / "images").is_dir():
-        pairs = [(sample.image, sample.boxes) for sample in read_yolo(folder)]
+        pairs: list[tuple[Path, Any]] = [(sample.image, sample.boxes) for sample in read_yolo(folder)]
     else:
         pairs = [(p, ()) for p in sorted(folder.iterdir()) if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
     if not pairs:

@@ -60,9 +60,9 @@ def test_a_slow_one_and_a_process_that_dies_or_hangs_are_refused(learned: Any, r
     slow = written(tmp_path, learned, seconds=1e-9)
     with pytest.raises(ReleaseRefused, match="s for an image"):
         Reference(reference)(slow, read_bundle(slow.read_bytes()))
-    with pytest.raises(ReleaseRefused, match="more than 0.2 s"):
+    with pytest.raises(ReleaseRefused, match=r"more than 0\.2 s"):
         Reference(reference, patience=0.2)(slow, read_bundle(slow.read_bytes()))
-    with pytest.raises(ReleaseRefused, match="ended with code 1 .*no reference image"):
+    with pytest.raises(ReleaseRefused, match=r"ended with code 1 .*no reference image"):
         Reference(tmp_path)(slow, read_bundle(slow.read_bytes()))
 
 
