@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import signal
 import sys
 
 import typer
@@ -70,7 +71,15 @@ def _options(
 
 
 def main() -> None:
-    """The `polypfed` command. Exit codes: 0 done, 1 error, 2 wrong usage, 3 quorum missed, 130 stopped."""
+    """The `polypfed` command. Exit codes: 0 done, 1 error, 2 wrong usage, 3 quorum missed, 130 or 143 stopped."""
+    ended = False
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True
+        raise KeyboardInterrupt  # leaves every `with`: workers end, the folder is free
+
+    signal.signal(signal.SIGTERM, end)
     try:
         app()
     except PolypfedError as error:
@@ -78,6 +87,6 @@ def main() -> None:
         sys.exit(3 if isinstance(error, QuorumError) else 1)
     except KeyboardInterrupt:
         print("polypfed: stopped; a run goes on with --resume", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if ended else 130)
     except BrokenPipeError:
         sys.exit(1)

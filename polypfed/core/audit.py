@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +75,7 @@ class AuditLog:
         self.path, self._signer, self._waiting = path, signer, list[str]()
         path.parent.mkdir(parents=True, exist_ok=True)
         self.head = _resumed(path)
+        self._written = self.head.size
         if pin is not None and pin.count:
             check_pins(path, [pin])
 
@@ -106,8 +108,13 @@ class AuditLog:
         Raises:
             OSError: the disk does not take them.
         """
-        append_lines(self.path, self._waiting)
-        self._waiting = []
+        try:
+            append_lines(self.path, self._waiting)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.path, self._written)  # so that they do not come twice if they are sealed later
+            raise
+        self._waiting, self._written = [], self.head.size
         signature = b"" if self._signer is None else self._signer.sign(self.head.signed())
         write_head(self.path, self.head, signature)
         return self.head

@@ -91,8 +91,13 @@ def load(directory: Path) -> Checkpoint:
         try:
             return _read(path)
         except CheckpointError as error:
-            log.warning("%s; trying the checkpoint before it", error)
+            log.error("%s; trying the checkpoint before it", error)  # the command line shows errors
     raise CheckpointError("holds no usable checkpoint", where=directory, remedy="Start the run anew")
+
+
+def skipped(directory: Path, round: int) -> int:
+    """How many checkpoints are newer than that of `round`: those that `load` could not use."""
+    return sum(path.stem > f"round-{round:06d}" for path in _generations(directory))
 
 
 def exists(directory: Path) -> bool:

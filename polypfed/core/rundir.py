@@ -75,7 +75,7 @@ class RunDirectory:
         if checkpoints.exists(self.path / "checkpoint"):
             raise ConfigError("holds a run already", where=self.path, remedy="Resume it, or choose another folder")
         about = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **about}
-        with self._writing():
+        with self.writing():
             for name in ("history.jsonl", "failures.jsonl"):
                 write_atomic(self.path / name, b"")
             write_atomic(self.path / "run.json", json.dumps(about, indent=1).encode() + b"\n")
@@ -84,7 +84,7 @@ class RunDirectory:
         """Append what is new in `history`, write the model, then the checkpoint that makes both count."""
         rows = [json.dumps(r) for r in history.rows[checkpoint.rows :]]
         failures = [json.dumps(asdict(f)) for f in history.failures[checkpoint.failures :]]
-        with self._writing():
+        with self.writing():
             append_lines(self.path / "history.jsonl", rows)
             append_lines(self.path / "failures.jsonl", failures)
             if checkpoint.x.size:  # a blind server holds no model
@@ -95,7 +95,8 @@ class RunDirectory:
             checkpoints.save(self.path / "checkpoint", checkpoint)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """A disk that refuses is a CheckpointError that says what to do."""
         try:
             yield
         except OSError as error:

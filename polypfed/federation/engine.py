@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polypfed.clients.base import HasInitial, agreed
+from polypfed.core import checkpoint as checkpoints
 from polypfed.core.audit import Signer, Verifier
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import CheckpointError, ConfigError, LayoutError, QuorumError, Refused
@@ -71,7 +72,9 @@ class Engine:
             self._stack = self._stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.witness.stopped(kind)
         self._stack.close()
 
     def _place(self) -> Path | None:
@@ -136,7 +139,7 @@ class Engine:
                     where=self.folder.path,
                     remedy="Resume with the settings the run began with",
                 )
-        self.witness.open("resume")
+        self.witness.open("resume", skipped=checkpoints.skipped(self.folder.path / "checkpoint", self.now.round))
 
     def _check(self, layout: ModelSpec) -> None:
         """Refuse before round 1 what cannot work."""
@@ -333,7 +336,8 @@ class Engine:
 
     def _save(self) -> None:
         if self.folder:
-            self.now.audit = self.witness.seal()
+            with self.folder.writing():
+                self.now.audit = self.witness.seal()
             self.folder.commit(self.now, self.history)
 
     def _commit(self) -> None:

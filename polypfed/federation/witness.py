@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ class Witness:
         self._engine, self._path, self._signer = engine, folder / LOG if folder else None, signer
         self._log: AuditLog | None = None
 
-    def open(self, event: str) -> None:
+    def open(self, event: str, skipped: int | None = None) -> None:
         """Begin or go on, and say so.
 
         Raises:
@@ -42,9 +43,9 @@ class Witness:
             self._add("anew", lost=pin.count)
         config = task_config(self._engine.fed)
         self._add(
-            event, subject=now.settings.get("layout", ""), sites=len(self._engine.sites),
+            event, round=now.round, subject=now.settings.get("layout", ""), sites=len(self._engine.sites),
             quorum=self._engine.fed.quorum, plan=digest(config), privacy=mode_of(config),
-            strategy=str(config["strategy"]["name"]),
+            strategy=str(config["strategy"]["name"]), skipped=skipped,
         )  # fmt: skip
 
     def saw(self, event: Event) -> None:
@@ -73,6 +74,12 @@ class Witness:
         now = self._engine.now
         model = audit.sha256(now.x.data) if now.x.size else ""
         self._add("rejected" if rejected else "commit", round=now.round, subject=model, sites=len(now.accepted))
+
+    def stopped(self, kind: type[BaseException]) -> None:
+        """The run ended before its last round: an error, a signal. A disk that refuses even this is not asked again."""
+        self._add("stopped", reason=kind.__name__)
+        with suppress(OSError):
+            self.seal()
 
     def seal(self) -> dict[str, Any]:
         """All of it to the disk; the head for the checkpoint."""

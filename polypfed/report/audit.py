@@ -18,6 +18,7 @@ WORDS = {
     "abandoned": "A round was given up: too few sites answered",
     "accept": "An update of a site was accepted",
     "failure": "A site could not take part, or its update was refused",
+    "stopped": "The run stopped before its last round",
     "epsilon": "Privacy budget was charged",
     "commit": "A new model was made",
     "rejected": "A new model was put aside; the one before it stays",
