@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import logging
+import signal
 import sys
 
 import typer
 
 from polypfed.cli import (
+    audit,
     bench,
     compare,
     data,
@@ -17,6 +19,8 @@ from polypfed.cli import (
     doctor,
     export,
     keys,
+    policy,
+    release,
     runs,
     samples,
     site,
@@ -44,6 +48,9 @@ app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(policy.app, name="policy")
+app.add_typer(release.app, name="release")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(site.app, name="site")
 deploy_nvflare.register(app, deploy.app)
@@ -64,7 +71,15 @@ def _options(
 
 
 def main() -> None:
-    """The `polypfed` command. Exit codes: 0 done, 1 error, 2 wrong usage, 3 quorum missed, 130 stopped."""
+    """The `polypfed` command. Exit codes: 0 done, 1 error, 2 wrong usage, 3 quorum missed, 130 or 143 stopped."""
+    ended = False
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True
+        raise KeyboardInterrupt  # leaves every `with`: workers end, the folder is free
+
+    signal.signal(signal.SIGTERM, end)
     try:
         app()
     except PolypfedError as error:
@@ -72,6 +87,6 @@ def main() -> None:
         sys.exit(3 if isinstance(error, QuorumError) else 1)
     except KeyboardInterrupt:
         print("polypfed: stopped; a run goes on with --resume", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if ended else 130)
     except BrokenPipeError:
         sys.exit(1)

@@ -81,6 +81,9 @@ class StagedEngine(Engine):
         self.identity, self.roster = open_keys(root / "keys")
         return root
 
+    def _signer(self) -> Any:
+        return self.identity.signer if self.keyed else super()._signer()
+
     @property
     def least(self) -> int:
         """Under masks a sum of too few cannot be opened."""
@@ -162,8 +165,8 @@ class StagedEngine(Engine):
         ledger = (Ledger.from_json(spent) if spent else budget).charge(noise.multiplier)
         self.now.privacy = self.now.privacy | {"ledger": ledger.to_json()}
         self.history.rows.append(row(number, "", "epsilon", ledger.spent))
-        if self.folder:  # before the release: a run that is killed behind it must not forget what it cost
-            self.folder.commit(self.now, self.history)
+        self.witness.spent(number, ledger.spent)
+        self._save()  # before the release: a run that is killed behind it must not forget what it cost
 
     def until(self, rounds: int) -> Any:
         """Rounds up to `rounds`, or to the last one that the privacy budget allows."""

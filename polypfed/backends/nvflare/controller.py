@@ -18,7 +18,7 @@ from nvflare.apis.signal import Signal
 
 from polypfed.backends.nvflare.exchange import ExchangeController, names_of
 from polypfed.backends.nvflare.payload import Layout
-from polypfed.backends.site_file import call, read
+from polypfed.backends.site_file import call, read, with_keys
 from polypfed.core.errors import ConfigError, PolypfedError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
@@ -121,6 +121,7 @@ class PolypController(ExchangeController):
         fed, rounds = call(file.federation, file.path, sites, file.path.parent, **file.settings)
         if not isinstance(fed, Federation):
             raise ConfigError(f"{file.federation} gave no Federation", where=file.path)
+        fed = with_keys(fed, file.path.parent)
         self._patience = file.patience
         backend, rounds = _Sites(self, fed, sites, abort, fl_ctx), self.rounds or rounds
         begun = (folder / "run.json").exists()

@@ -16,9 +16,11 @@ from polypfed.backends.nvflare import templates
 from polypfed.backends.nvflare.controller import SERVER_FILE
 from polypfed.backends.nvflare.executor import SITE_FILE
 from polypfed.backends.nvflare.kit import expiry, fit_kit
+from polypfed.backends.site_file import KEYS
 from polypfed.backends.texts import unit
 from polypfed.core.errors import ConfigError
 from polypfed.core.settings import positive, site_names, whole
+from polypfed.privacy import keyring
 
 PROJECT = "polypfed"
 
@@ -85,6 +87,8 @@ def write(folder: str | Path, plan: Plan) -> Path:
     _server(folder / "kits" / plan.host, plan)
     for name in plan.sites:
         _site(folder / "kits" / name, name, plan)
+    keys = {name: folder / "kits" / name / "local" / KEYS for name in (plan.host, *plan.sites)}
+    keyring.provision(plan.sites, folder, sites={n: keys[n] for n in plan.sites}, server=keys[plan.host])
     _admin(folder / "kits" / plan.admin, plan)
     expires = expiry(folder / "kits" / plan.host).date()
     (folder / "README.md").write_text(

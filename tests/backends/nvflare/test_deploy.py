@@ -42,7 +42,7 @@ def test_everybody_gets_a_kit_with_a_readme(folder: Path) -> None:
 
 def test_private_keys_are_their_owners_alone(folder: Path) -> None:
     keys = list((folder / "kits").rglob("*.key"))
-    assert len(keys) == 4
+    assert len(keys) == 7  # four of NVFlare, three identities
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
