@@ -20,6 +20,7 @@ from polypfed.cli import (
     runs,
     samples,
     site,
+    watch,
 )
 from polypfed.cli.show import console
 from polypfed.core.errors import PolypfedError, QuorumError
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("demo")(runs.demo)
 app.command("run")(runs.run)
 app.command("report")(runs.report)
+app.command("watch")(watch.watch)
 app.command("compare")(compare.compare)
 app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
