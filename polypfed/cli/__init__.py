@@ -22,8 +22,9 @@ from polypfed.cli import (
     site,
     watch,
 )
+from polypfed.cli.codes import Code
 from polypfed.cli.show import console
-from polypfed.core.errors import PolypfedError, QuorumError
+from polypfed.core.errors import PolypfedError
 
 app = typer.Typer(
     name="polypfed",
@@ -66,14 +67,14 @@ def _options(
 
 
 def main() -> None:
-    """The `polypfed` command. Exit codes: 0 done, 1 error, 2 wrong usage, 3 quorum missed, 130 stopped."""
+    """The `polypfed` command; how it ends is told by `Code`."""
     try:
         app()
     except PolypfedError as error:
         print(f"polypfed: {error}", file=sys.stderr)
-        sys.exit(3 if isinstance(error, QuorumError) else 1)
-    except KeyboardInterrupt:
+        sys.exit(Code.of(error))
+    except KeyboardInterrupt as stop:
         print("polypfed: stopped; a run goes on with --resume", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(Code.of(stop))
     except BrokenPipeError:
-        sys.exit(1)
+        sys.exit(Code.ERROR)

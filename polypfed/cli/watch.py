@@ -34,15 +34,12 @@ def watch(
 ) -> None:
     """Show a run as it goes on: rounds, sites, curves, traffic, privacy, refused updates. It only reads.
 
+    \b
     Examples:
-
-        polypfed watch runs/study                  a page at http://127.0.0.1:8502/
-
-        polypfed watch runs/study --terminal       the same in the terminal; ends with the run
-
-        polypfed watch runs/study --once           one look, for scripts
-
-        ssh -L 8502:127.0.0.1:8502 server polypfed watch runs/study    from another machine, encrypted
+      polypfed watch runs/study               a page at http://127.0.0.1:8502/
+      polypfed watch runs/study --terminal    here; ends with the run
+      polypfed watch runs/study --once        one look, for scripts
+      ssh -L 8502:127.0.0.1:8502 server polypfed watch runs/study
     """
     place = place_of(run)
     if once:

@@ -93,6 +93,19 @@ def load(directory: Path) -> Checkpoint:
     raise CheckpointError("holds no usable checkpoint", where=directory, remedy="Start the run anew")
 
 
+def examine(directory: Path) -> list[tuple[Path, CheckpointError | None]]:
+    """Every checkpoint, newest first, with what is wrong with it."""
+    return [(path, _fault(path)) for path in _generations(directory)]
+
+
+def _fault(path: Path) -> CheckpointError | None:
+    try:
+        _read(path)
+    except CheckpointError as error:
+        return error
+    return None
+
+
 def exists(directory: Path) -> bool:
     """True if there is a checkpoint, whole or not."""
     return bool(_generations(directory))
