@@ -16,6 +16,7 @@ from polypfed.cli import (
     device,
     doctor,
     export,
+    init,
     keys,
     runs,
     samples,
@@ -30,7 +31,6 @@ app = typer.Typer(
     name="polypfed",
     help="Federated learning for colon-polyp detectors. Images never leave a site.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -43,6 +43,7 @@ app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
 app.command("detect")(detect.detect)
 app.command("device")(device.device)
+app.add_typer(init.app, name="init")
 app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")
 app.add_typer(bench.app, name="bench")
