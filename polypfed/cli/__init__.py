@@ -15,6 +15,7 @@ from polypfed.cli import (
     detect,
     device,
     doctor,
+    examples,
     export,
     init,
     keys,
@@ -51,6 +52,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(site.app, name="site")
 deploy_nvflare.register(app, deploy.app)
+examples.attach(app)
 
 
 def _show_version(wanted: bool) -> None:

@@ -35,17 +35,7 @@ def doctor(
     need: Annotated[list[str] | None, typer.Option(help="An extra that must be there; may be repeated.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Without building a model or decoding images.")] = False,
 ) -> None:
-    """Say what would fail on this machine and how to mend it; exit code 1 if something would.
-
-    \b
-    Examples:
-      polypfed doctor                          before the first run
-      polypfed doctor researcher study.toml    the study, its data, its extras
-      polypfed doctor site site.toml           certificate, key, clock, data
-      polypfed doctor server server/           certificates, port, sites
-      polypfed doctor device --delegate /usr/lib/libvx_delegate.so
-      polypfed doctor --json | jq '.[] | select(.state == "error")'
-    """
+    """Say what would fail on this machine and how to mend it; exit code 1 if something would."""
     with console.status("looking around"):
         found = list(examine(role.value, Asked(file, directory, delegate, tuple(need or ()), quick)))
     if as_json:

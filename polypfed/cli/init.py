@@ -24,13 +24,7 @@ Folder = Annotated[Path, typer.Argument(help="Where to write; made if it is miss
 
 @app.command()
 def researcher(folder: Folder = Path()) -> None:
-    """A study with every setting explained; it runs as it stands, on synthetic frames.
-
-    \b
-    Example:
-      polypfed init researcher my-study
-      polypfed run my-study/study.toml
-    """
+    """A study with every setting explained; it runs as it stands, on synthetic frames."""
     _write(folder, {"study.toml": starter("study.toml")})
     console.print(f"Next: polypfed doctor researcher {folder / 'study.toml'}", markup=False)
 
@@ -41,12 +35,7 @@ def site(
     name: Annotated[str, typer.Option(help="Of this site, as the server's owner calls it.")] = "site-1",
     server: Annotated[str, typer.Option(help="HOST:PORT of the server.")] = "localhost:8443",
 ) -> None:
-    """A site of a Flower deployment: its settings and a key pair of its own, whose private half never leaves it.
-
-    \b
-    Example:
-      polypfed init site here --name north --server fed.example.org:8443
-    """
+    """A site of a Flower deployment: its settings and a key pair of its own, whose private half never leaves it."""
     site_names([name])
     require("cryptography", extra="flower")
     from polypfed.backends.flower.certificates import site_keys
@@ -67,12 +56,7 @@ def server(
     host: Annotated[str, typer.Option(help="Name or address of the server, as sites reach it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Its port, the only one to open.")] = 8443,
 ) -> None:
-    """A server and its sites on Flower: an authority, certificates, keys, settings, scripts, units and READMEs.
-
-    \b
-    Example:
-      polypfed init server fed --site north --site south --host fed.example.org
-    """
+    """A server and its sites on Flower: an authority, certificates, keys, settings, scripts, units and READMEs."""
     require("flwr", extra="flower")
     from polypfed.backends.flower import deploy
 
@@ -86,12 +70,7 @@ def server(
 
 @app.command()
 def device(folder: Folder = Path()) -> None:
-    """A board: the script that starts its service, and a systemd unit.
-
-    \b
-    Example:
-      polypfed init device /opt/polypfed
-    """
+    """A board: the script that starts its service, and a systemd unit."""
     _write(
         folder,
         {"start.sh": starter("start.sh"), "polypfed-device.service": unit("polypfed on this device", "always")},

@@ -32,15 +32,7 @@ def watch(
         Path | None, typer.Option(help="File of the token; without it one is made where --host needs one.")
     ] = None,
 ) -> None:
-    """Show a run as it goes on: rounds, sites, curves, traffic, privacy, refused updates. It only reads.
-
-    \b
-    Examples:
-      polypfed watch runs/study               a page at http://127.0.0.1:8502/
-      polypfed watch runs/study --terminal    here; ends with the run
-      polypfed watch runs/study --once        one look, for scripts
-      ssh -L 8502:127.0.0.1:8502 server polypfed watch runs/study
-    """
+    """Show a run as it goes on: rounds, sites, curves, traffic, privacy, refused updates. It only reads."""
     place = place_of(run)
     if once:
         console.print(screen(look(place), time.time()))
