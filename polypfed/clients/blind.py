@@ -48,13 +48,14 @@ class BlindClient:
         strategy: run here, by the same pure `step` at every site.
         stages: as the task describes them; one of them is Encrypt.
         keys: the folder of this site's identity and roster.
+        folder: where the model is written that the sites have reached.
 
     Raises:
         ConfigError: the client has no `initial`. KeyRefused: a key file cannot be used.
     """
 
-    def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], keys: Path) -> None:
-        self.client, self.name, self._keys = client, client.name, keys
+    def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], keys: Path, folder: Path) -> None:
+        self.client, self.name, self._folder = client, client.name, folder
         self._inner, self._strategy = strategy.at_site(client), strategy
         self.identity, self.roster = open_keys(keys)
         layout, x = initial_of(client)
@@ -65,7 +66,7 @@ class BlindClient:
         self.outbox = Outbox(self.plan, strategy, client.name)
         self._steps = Steps(self.plan, self.identity, self.roster)
         self._masked = self.plan.pipeline.find(Mask) is not None
-        self._job: dict[int, tuple[JobKey, KeyHolder]] = {}
+        self._job: dict[tuple[str, int], tuple[JobKey, KeyHolder]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -102,7 +103,7 @@ class BlindClient:
         """Take in the sums, score the model; and say which one it is."""
         self._take_in(task)
         result = self._inner.evaluate(replace(task, vectors={"model": self._x}))
-        save_model(self._keys.parent / "model.safetensors", self._spec, self._x)
+        save_model(self._folder / "model.safetensors", self._spec, self._x)
         return replace(result, metrics={**result.metrics, DIGEST: self._digest()})
 
     def _digest(self) -> int:
@@ -164,13 +165,13 @@ class BlindClient:
         self._x, self._state = fixed(x), state
 
     def _key(self, task: Task, epoch: int) -> tuple[JobKey, KeyHolder]:
-        if epoch not in self._job:
+        if (task.run, epoch) not in self._job:
             piece = task.vectors.get(f"key.{epoch}")
             if piece is None:
                 raise KeyRefused(f"the key of epoch {epoch} did not come", where=self.name)
             key = unwrap(piece.tobytes(), self.identity, self.roster, task.run, after=epoch - 1)
-            self._job[epoch] = key, KeyHolder(key.params, key.secret)
-        return self._job[epoch]
+            self._job[task.run, epoch] = key, KeyHolder(key.params, key.secret)
+        return self._job[task.run, epoch]
 
     def _make_key(self, task: Task) -> Update:
         """This site has been elected: a new key for all members, each piece readable by one of them only."""
