@@ -47,7 +47,7 @@ def at_sites(folder: Path) -> set[str]:
     return {hashlib.sha256(model.tobytes()).hexdigest() for model in found}
 
 
-@pytest.mark.parametrize(("mode", "strategy"), cases())
+@pytest.mark.parametrize(("mode", "strategy"), list(cases()))
 def test_the_bits_of_local(deployment: Deployment, tmp_path: Path, mode: str, strategy: str) -> None:
     settings = {"strategy": strategy, "mode": mode, "quorum": 3, "evaluate": "global"}
     fed = Federation(clients=study.clients(NAMES), **study.settings(**settings))
