@@ -11,7 +11,7 @@ export YOLO_OFFLINE := true
 export YOLO_AUTOINSTALL := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test check format bench docs clean
 
 help:
 	@echo "make demo    install into $(VENV) and run the demonstration: data, training at several sites, report"
@@ -19,6 +19,7 @@ help:
 	@echo "make check   lint, format, types, import layers"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   the measurements behind the figures of the README"
+	@echo "make docs    these pages into site/, which need no network"
 	@echo "make clean   remove the environment and all caches"
 
 install: $(STAMP)
@@ -58,7 +59,11 @@ bench: $(STAMP)
 	@set -e; for script in rounds kernels strategies privacy fit_cost synth; do \
 	    echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache
 	find polypfed tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
