@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polypfed.backends.keys import KEYS, lend
 from polypfed.clients.base import Client
+from polypfed.clients.outbox import initial_of
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Evaluation, Task, Update
+from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.settings import site_names
 
 
@@ -26,6 +29,7 @@ class SiteFile:
         name: the site.
         client: "module:function", called as `function(name, base, **settings)`, returns a Client.
         state: folder of what the client keeps between rounds.
+        keys: folder of this site's identity and roster, which encrypted and masked runs need.
         settings: of the client.
         engine: the table named after the engine, such as [flower].
     """
@@ -36,6 +40,7 @@ class SiteFile:
     state: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
+    keys: Path | None = None
 
     @classmethod
     def load(cls, path: str | Path, engine: str = "flower") -> "SiteFile":
@@ -45,12 +50,21 @@ class SiteFile:
             ConfigError: it cannot be read, or a setting is missing, unknown or of the wrong type.
         """
         path = Path(path).absolute()
-        table = read(
-            path, {"name": str, "client": str, "state": str, "settings": dict, engine: dict}, ("name", "client")
-        )
+        known = {"name": str, "client": str, "state": str, "keys": str, "settings": dict, engine: dict}
+        table = read(path, known, ("name", "client"))
         site_names([table["name"]])
-        state = path.parent / table.get("state", "state")
-        return cls(path, table["name"], table["client"], state, table.get("settings", {}), table.get(engine, {}))
+        state, keys = (path.parent / table.get(key, key) for key in ("state", KEYS))
+        settings, own = table.get("settings", {}), table.get(engine, {})
+        return cls(path, table["name"], table["client"], state, settings, own, keys)
+
+    def lend_keys(self, directory: Path) -> None:
+        """Let this site's client find its keys where it keeps its state, below `directory`.
+
+        Raises:
+            ConfigError: the folder cannot be made.
+        """
+        if self.keys is not None:
+            lend(self.keys, directory / "sites" / self.name)
 
     def place(self, key: str) -> Path:
         """The path that the engine's table gives under `key`.
@@ -89,6 +103,14 @@ class Later:
         if self._client is None:
             self._client = self.site.open()
         return self._client
+
+    def initial(self) -> tuple[ModelSpec, Vector]:
+        """The layout and the model that the client starts from, (P,) float32.
+
+        Raises:
+            ConfigError: it knows none.
+        """
+        return initial_of(self._open())
 
     def fit(self, task: Task) -> Update:
         """See Client."""

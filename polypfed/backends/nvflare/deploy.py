@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polypfed.backends.keys import KEYS, issue
 from polypfed.backends.nvflare import templates
 from polypfed.backends.nvflare.controller import SERVER_FILE
 from polypfed.backends.nvflare.executor import SITE_FILE
@@ -80,15 +81,17 @@ def write(folder: str | Path, plan: Plan) -> Path:
     )
     made = provision(folder / "project.yml", folder / "ca")
     shutil.move(made, folder / "kits")
-    for name in (plan.host, *plan.sites, plan.admin):
-        fit_kit(folder / "kits" / name, plan.heartbeat)
+    kits = {name: folder / "kits" / name for name in (plan.host, *plan.sites, plan.admin)}
+    for kit in kits.values():
+        fit_kit(kit, plan.heartbeat)
+    prints = issue({name: kits[name] / "local" / KEYS for name in plan.sites}, kits[plan.host] / "local" / KEYS)
     _server(folder / "kits" / plan.host, plan)
     for name in plan.sites:
         _site(folder / "kits" / name, name, plan)
     _admin(folder / "kits" / plan.admin, plan)
     expires = expiry(folder / "kits" / plan.host).date()
     (folder / "README.md").write_text(
-        templates.readme(plan.host, plan.port, plan.admin_port, plan.sites, plan.admin, expires)
+        templates.readme(plan.host, plan.port, plan.admin_port, plan.sites, plan.admin, expires, prints)
     )
     return folder
 

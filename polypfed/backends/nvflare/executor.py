@@ -174,7 +174,9 @@ class Own:
             return Failure(self.site.name, task.round, "policy", f"{task.run!r} cannot name a run", task.run)
         if self._pool is None or self._run != task.run:
             self.close()
-            self._pool, self._run = Pool([Later(self.site)], self.site.state / task.run, 1), task.run
+            folder = self.site.state / task.run
+            self.site.lend_keys(folder)
+            self._pool, self._run = Pool([Later(self.site)], folder, 1), task.run
         return self._pool.perform(self.site.name, task, end, aborted)
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from polypfed import Federation, History, Task
 from polypfed.backends import Local
 from tests.live.loopback import until
 from tests.live.nvflare import study
-from tests.live.nvflare.processes import Deployment
+from tests.live.nvflare.processes import Deployment, edit
 
 pytestmark = pytest.mark.live
 SITES = ["site-1", "site-2"]
@@ -39,13 +39,6 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield made
     finally:
         assert made.close() == []
-
-
-def edit(deployment: Deployment, **settings: object) -> None:
-    """The server's settings, as its owner edits them."""
-    path = deployment.server / "local" / "polypfed.toml"
-    head = path.read_text().partition("[settings]")[0]
-    path.write_text(head + "[settings]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "scaffold"])
