@@ -46,8 +46,8 @@ def test_the_bits_of_local(deployment: Deployment, tmp_path: Path, mode: str, st
     run = deployment.run_folder(f"{mode}-{strategy}")
     assert result["status"] == "completed"
     assert deployment.lines("failures.jsonl", run.name) == []
-    assert here.model is not None
     if mode == "secagg":
+        assert here.model is not None
         assert result["sha256"] == hashlib.sha256(here.model.tobytes()).hexdigest()
         return
     assert not (run / "model.safetensors").exists()  # it lies at the sites
