@@ -52,7 +52,9 @@ for name in "ab":
 
 def fed():
     clients = [
-        pf.clients.DetectorClient(n, root / n / "train", root / n / "val", imgsz=64, batch=4, directory=root / "run" / "sites" / n)
+        pf.clients.DetectorClient(
+            n, root / n / "train", root / n / "val", imgsz=64, batch=4, directory=root / "run" / "sites" / n
+        )
         for n in "ab"
     ]
     return pf.Federation(clients=clients, strategy=pf.strategies.Scaffold(option="I"), evaluate="matrix")
@@ -85,9 +87,8 @@ def test_the_hook_would_have_seen_one() -> None:
         "import sys, pickle; seen = []; sys.addaudithook(lambda e, a: seen.append(e)); "
         "pickle.loads(pickle.dumps(len)); print('pickle.find_class' in seen)"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "True\n"
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 class Bomb:
@@ -138,7 +139,7 @@ def test_a_file_that_would_act_is_refused_and_does_not(tmp_path: Path, reader: A
 
 
 def test_the_bomb_works_where_it_is_unpickled(tmp_path: Path) -> None:
-    pickle.loads(pickle.dumps(Bomb(tmp_path / "acted")))
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "acted")))  # noqa: S301 - our own
     assert (tmp_path / "acted").is_dir()
 
 
