@@ -2,11 +2,13 @@
 
 import importlib.metadata
 import logging
+import signal
 import sys
 
 import typer
 
 from polypfed.cli import (
+    audit,
     bench,
     compare,
     data,
@@ -19,12 +21,14 @@ from polypfed.cli import (
     export,
     init,
     keys,
+    policy,
+    release,
     runs,
     samples,
     site,
     watch,
 )
-from polypfed.cli.codes import Code
+from polypfed.cli.codes import Code, Terminated
 from polypfed.cli.show import console
 from polypfed.core.errors import PolypfedError
 
@@ -49,6 +53,9 @@ app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")
 app.add_typer(bench.app, name="bench")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.add_typer(policy.app, name="policy")
+app.add_typer(release.app, name="release")
 app.add_typer(deploy.app, name="deploy")
 app.add_typer(site.app, name="site")
 deploy_nvflare.register(app, deploy.app)
@@ -69,8 +76,13 @@ def _options(
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
 
 
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
 def main() -> None:
     """The `polypfed` command; how it ends is told by `Code`."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except PolypfedError as error:

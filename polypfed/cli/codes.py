@@ -5,6 +5,10 @@ from enum import IntEnum
 from polypfed.core.errors import QuorumError
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: like Ctrl-C it leaves every `with`, so workers end and the folder is free."""
+
+
 class Code(IntEnum):
     """What a script may rely on.
 
@@ -21,6 +25,8 @@ class Code(IntEnum):
     """A round missed its quorum; the same command with --resume goes on."""
     STOPPED = 130
     """Stopped by Ctrl-C; a run goes on with --resume."""
+    TERMINATED = 143
+    """Stopped by SIGTERM, as by a service manager; a run goes on with --resume."""
 
     @classmethod
     def of(cls, error: BaseException) -> "Code":
@@ -29,6 +35,8 @@ class Code(IntEnum):
         >>> Code.of(QuorumError("too few")).value, Code.of(ValueError("x")).value
         (3, 1)
         """
+        if isinstance(error, Terminated):
+            return cls.TERMINATED
         if isinstance(error, KeyboardInterrupt):
             return cls.STOPPED
         return cls.QUORUM if isinstance(error, QuorumError) else cls.ERROR
