@@ -155,7 +155,7 @@ class BlindClient:
 
     def _move(self, number: int, mean: Vector, names: tuple[str, ...]) -> None:
         parts = self.plan.split(mean)
-        buffers = self._x[self._spec.buffers] + parts.pop(BUFFERS)
+        buffers = self._spec.moved_buffers(self._x, parts.pop(BUFFERS))
         cohort = Cohort(number, names, (1,) * len(names), len(self.roster.names))
         moved, state = self._strategy.step(self._x[self._spec.trainable], shared(self._state), parts, cohort)
         x = np.concatenate([moved, buffers])
