@@ -162,8 +162,13 @@ def privacy(run: Run) -> Section:
     """Who could learn what, the run's own mode marked; and what noise has cost."""
     mode = privacy_mode(run)
     rows = [
-        el("tr", *(el("td", text) for text in row.values()), class_="main" if row["mode"] == mode else None)
-        for row in disclosure.rows()
+        el(
+            "tr",
+            el("th", name, scope="row"),
+            *(el("td", text) for text in texts),
+            class_="main" if name == mode else None,
+        )
+        for name, *texts in (row.values() for row in disclosure.rows())
     ]
     table = _table(disclosure.HEADINGS.values(), rows, class_="words")
     spent = run.last("epsilon")

@@ -79,7 +79,7 @@ def test_the_runs_own_mode_of_privacy_is_marked(tmp_path: Path, stages: list[str
     settings = {"strategy": {"name": "fedavg"}, "stages": [{"name": name} for name in stages]}
     (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
     text = write_report(tmp_path).read_text()
-    assert f'<tr class="main"><td>{mode}</td>' in text
+    assert f'<tr class="main"><th scope="row">{mode}</th>' in text
     assert text.count('<tr class="main">') == 1
     assert "epsilon 3.25" in text
 
