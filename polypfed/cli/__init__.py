@@ -23,6 +23,7 @@ from polypfed.cli import (
     release,
     runs,
     samples,
+    sbom,
     site,
 )
 from polypfed.cli.show import console
@@ -44,6 +45,7 @@ app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
 app.command("detect")(detect.detect)
 app.command("device")(device.device)
+app.command("sbom")(sbom.sbom)
 app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")
 app.add_typer(bench.app, name="bench")

@@ -26,6 +26,7 @@ EXTRAS = {
     "flower": ("flwr",),
     "nvflare": ("nvflare",),
     "he": ("tenseal", "cryptography"),
+    "release": ("tuf", "securesystemslib"),
 }
 _FREE_GB, _MEMORY_GB = 2.0, 2.0
 
