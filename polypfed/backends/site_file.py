@@ -13,9 +13,11 @@ from typing import Any
 
 from polypfed.clients.base import Client
 from polypfed.clients.guard import Charter
+from polypfed.clients.outbox import initial_of
 from polypfed.clients.policy import Policy
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Evaluation, Task, Update
+from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.settings import site_names
 from polypfed.federation import Federation
 from polypfed.privacy.keyring import ROSTER
@@ -121,6 +123,14 @@ class Later:
         if self._client is None:
             self._client = self.site.open()
         return self._client
+
+    def initial(self) -> tuple[ModelSpec, Vector]:
+        """The layout and the model that the client starts from, (P,) float32.
+
+        Raises:
+            ConfigError: it knows none.
+        """
+        return initial_of(self._open())
 
     def fit(self, task: Task) -> Update:
         """See Client."""

@@ -119,10 +119,12 @@ class Site:
         kinds = {stage.kind for stage in stages}
         if not kinds & {"encrypt", "mask"}:
             return StagedClient(self.client, strategy, stages, int(about["sites"]))
-        if self._directory is None:
+        keys = self._guard.charter.keys
+        if self._directory is None or keys is None:
             raise StateError("has no folder, and keys need one", where=self.name)
-        kind = BlindClient if "encrypt" in kinds else MaskedClient
-        return kind(self.client, strategy, stages, self._directory / "keys")
+        if "encrypt" in kinds:
+            return BlindClient(self.client, strategy, stages, keys, self._directory / "model.safetensors")
+        return MaskedClient(self.client, strategy, stages, keys)
 
     def _fit(self, task: Task, fit: Callable[[Task], Update] | None) -> Update:
         self._adopt(task)

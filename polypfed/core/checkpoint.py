@@ -100,6 +100,19 @@ def skipped(directory: Path, round: int) -> int:
     return sum(path.stem > f"round-{round:06d}" for path in _generations(directory))
 
 
+def examine(directory: Path) -> list[tuple[Path, CheckpointError | None]]:
+    """Every checkpoint, newest first, with what is wrong with it."""
+    return [(path, _fault(path)) for path in _generations(directory)]
+
+
+def _fault(path: Path) -> CheckpointError | None:
+    try:
+        _read(path)
+    except CheckpointError as error:
+        return error
+    return None
+
+
 def exists(directory: Path) -> bool:
     """True if there is a checkpoint, whole or not."""
     return bool(_generations(directory))

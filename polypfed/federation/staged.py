@@ -76,9 +76,9 @@ class StagedEngine(Engine):
         root = self.folder.path if self.folder else Path(tempfile.mkdtemp(prefix="polypfed-"))
         if not self.folder:
             self._stack.callback(shutil.rmtree, root, ignore_errors=True)
-        if self.fed.clients:
+        if self.fed.clients and not self.fed.keys:
             provision([c.name for c in self.fed.clients], root)
-        self.identity, self.roster = open_keys(root / "keys")
+        self.identity, self.roster = open_keys(Path(self.fed.keys or root / "keys"))
         return root
 
     def _signer(self) -> Any:
