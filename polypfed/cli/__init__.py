@@ -25,6 +25,7 @@ from polypfed.cli import (
     release,
     runs,
     samples,
+    sbom,
     site,
     watch,
 )
@@ -48,6 +49,7 @@ app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
 app.command("detect")(detect.detect)
 app.command("device")(device.device)
+app.command("sbom")(sbom.sbom)
 app.add_typer(init.app, name="init")
 app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")
