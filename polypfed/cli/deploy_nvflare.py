@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from polypfed.cli.show import console
+from polypfed.cli.show import cells, console
 
 app = typer.Typer(help="A provisioned NVFlare deployment.", no_args_is_help=True, rich_markup_mode=None)
 Kit = Annotated[Path, typer.Argument(help="The administrator's start-up kit.")]
@@ -72,7 +72,21 @@ def run(
     )
     model = outcome.result["sha256"] or "at the sites"
     console.print(f"Complete: {outcome.result['rounds']} rounds, model {model}", markup=False)
+    _across(outcome.folder)
     console.print(f"Result: {outcome.folder}", markup=False)
+
+
+def _across(folder: Path) -> None:
+    """Print the cross-site matrix, if the run has one."""
+    from polypfed.report.figures import matrix
+    from polypfed.report.read import read_run
+
+    if (found := matrix(read_run(folder))) is not None:
+        body = [
+            [m, *[f"{found.values[m, c]:.3f}" if (m, c) in found.values else "-" for c in found.columns]]
+            for m in found.rows
+        ]
+        cells([found.row_label, *found.columns], body, found.title)
 
 
 @app.command()
