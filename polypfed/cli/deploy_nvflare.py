@@ -48,11 +48,11 @@ def register(commands: typer.Typer, deploy: typer.Typer) -> None:
 @app.command()
 def fit(kit: Annotated[Path, typer.Argument(help="A start-up kit that NVFlare has provisioned.")]) -> None:
     """Make a kit fit for polypfed, and show what was changed; done twice, it changes nothing."""
-    from polypfed.backends.nvflare.kit import expiry, fit_kit
+    from polypfed.backends.nvflare.kit import fit_kit, validity
 
     for line in fit_kit(kit):
         console.print(line, markup=False, highlight=False)
-    console.print(f"Certificates are valid until {expiry(kit).date()}", markup=False)
+    console.print(validity(kit), markup=False)
 
 
 @app.command()
