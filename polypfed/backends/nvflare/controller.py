@@ -16,10 +16,9 @@ from typing import Any
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
-from polypfed.backends.keys import KEYS, lend
 from polypfed.backends.nvflare.exchange import ExchangeController, names_of
 from polypfed.backends.nvflare.payload import Layout
-from polypfed.backends.site_file import call, read
+from polypfed.backends.site_file import call, read, with_keys
 from polypfed.core.errors import ConfigError, PolypfedError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 SERVER_FILE = "polypfed.toml"
 """The server's own settings, in the folder `local/` of its kit."""
 
-_TYPES = {"federation": str, "directory": str, "sites": list, "patience": int, "keys": str, "settings": dict}
+_TYPES = {"federation": str, "directory": str, "sites": list, "patience": int, "settings": dict}
 _RESULTS = ("result.json", "model.safetensors", "history.jsonl", "failures.jsonl", "run.json")
 
 
@@ -45,7 +44,6 @@ class ServerFile:
         directory: folder of the runs, one below it per run.
         sites: who takes part; empty takes those that the job starts with.
         patience: seconds without a sign of a site after which its round is lost.
-        keys: folder of the server's identity and the roster, which encrypted and masked runs need.
     """
 
     path: Path
@@ -54,7 +52,6 @@ class ServerFile:
     sites: Sequence[str] = ()
     patience: float = 30.0
     settings: Mapping[str, Any] = field(default_factory=dict)
-    keys: Path | None = None
 
     @classmethod
     def load(cls, path: Path) -> "ServerFile":
@@ -65,9 +62,7 @@ class ServerFile:
         """
         table = read(path, _TYPES, ("federation",))
         site_names(table.get("sites", []))
-        places = {"directory": "../runs", KEYS: KEYS}
-        table |= {key: path.parent / table.get(key, usual) for key, usual in places.items()}
-        return cls(path, **table)
+        return cls(path, **table | {"directory": path.parent / table.get("directory", "../runs")})
 
 
 class PolypController(ExchangeController):
@@ -128,9 +123,8 @@ class PolypController(ExchangeController):
         fed, rounds = call(file.federation, file.path, sites, file.path.parent, **file.settings)
         if not isinstance(fed, Federation):
             raise ConfigError(f"{file.federation} gave no Federation", where=file.path)
+        fed = with_keys(fed, file.path.parent)
         self._patience = file.patience
-        if file.keys is not None:
-            lend(file.keys, folder)
         backend, rounds = _Sites(self, fed, sites, abort, fl_ctx), self.rounds or rounds
         begun = (folder / "run.json").exists()
         log.info("%s the run in %s with %s", "resuming" if begun else "beginning", folder, ", ".join(sites))

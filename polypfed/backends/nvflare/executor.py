@@ -176,7 +176,6 @@ class Own:
         if self._pool is None or self._run != task.run:
             self.close()
             folder = self.site.state / task.run
-            self.site.lend_keys(folder)
             self._pool, self._run = Pool([Later(self.site)], folder, 1), task.run
         return self._pool.perform(self.site.name, task, end, aborted)
 

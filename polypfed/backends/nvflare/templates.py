@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from polypfed.backends.texts import table, value
+from polypfed.backends.texts import POLICY, table, value
 
 _BUILDERS = """builders:
   - {path: nvflare.lighter.impl.workspace.WorkspaceBuilder, args: {template_file: [master_template.yml]}}
@@ -47,7 +47,6 @@ federation = {value(federation)}
 directory = "../runs"   # one folder per run: model, checkpoints, history; a run that it holds is resumed
 sites = {value(sorted(sites))}
 patience = 30           # seconds without a sign of a site after which it is given up for the round
-keys = "keys"           # for [privacy] modes he, secagg and hybrid: an identity that signs sums, and the roster
 {table("settings", settings)}"""
 
 
@@ -57,8 +56,7 @@ def site_toml(name: str, client: str, settings: Mapping[str, Any]) -> str:
 name = {value(name)}
 client = {value(client)}
 state = "../state"      # what this site keeps between rounds, one folder per run; back it up
-keys = "keys"           # for encrypted and masked runs: this site's private identity, and the roster of public keys
-{table("settings", settings)}"""
+{table("settings", settings)}{POLICY}"""
 
 
 def readme(
@@ -117,11 +115,15 @@ Certificates are valid until **{expires}**.
 1. Install: `pip install 'polypfed[nvflare,yolo]'`.
 2. Look at `local/polypfed.toml`: it names this site's data. A job cannot change it, and cannot bring code.
 3. NVFlare's own privacy filters apply if you write `local/privacy.json` (see `local/privacy.json.sample`): they see
-   every update as weight differences, layer by layer, before it leaves.
-4. `./start.sh` joins (or enable `polypfed-nvflare.service`). A site that comes back while a job runs takes part again
+   every update as weight differences, layer by layer, before it leaves. What they change no longer fits this site's
+   signature: the server's owner must then move `local/keys/roster.json` away, or it is refused.
+4. `polypfed policy approve local/polypfed.toml --study local/study.toml` lets the federation do here what the study
+   says, and nothing else; `polypfed policy show` lists what the server has asked for.
+5. `./start.sh` joins (or enable `polypfed-nvflare.service`). A site that comes back while a job runs takes part again
    in the next job.
 
-Below `state/` lies what this site keeps between rounds; a run's folder may be deleted when its study is over.
+`polypfed audit show state` tells what was asked of this site and what left it. Below `state/` lies what this site keeps
+between rounds; a run's folder may be deleted when its study is over.
 """
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from polypfed.backends.keys import lend
 from polypfed.backends.nvflare import deploy, operate
 from polypfed.backends.nvflare import kit as kits
 from polypfed.backends.nvflare.kit import CLASSES, expiry, fit_kit, validity
@@ -45,7 +44,7 @@ def test_everybody_gets_a_kit_with_a_readme(folder: Path) -> None:
 
 def test_private_keys_are_their_owners_alone(folder: Path) -> None:
     keys = list((folder / "kits").rglob("*.key"))
-    assert len(keys) == 7  # four of certificates, three of identities
+    assert len(keys) == 7  # four of NVFlare, three identities
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
@@ -63,21 +62,6 @@ def test_every_site_has_an_identity_and_all_have_one_roster(folder: Path) -> Non
         assert pinned[name].fingerprint in (folder / "README.md").read_text()
     assert opened["localhost"][0].public == pinned.server
     assert sorted(p.name for p in kits["localhost"].iterdir()) == ["identity.key", "roster.json"]
-
-
-def test_keys_are_lent_by_a_link_that_follows_them(tmp_path: Path) -> None:
-    lend(tmp_path / "nowhere", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    for name in ("one", "two", "two"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        lend(tmp_path / name, tmp_path / "run")
-        assert (tmp_path / "run" / "keys").resolve() == tmp_path / name
-    (tmp_path / "own" / "keys").mkdir(parents=True)
-    lend(tmp_path / "one", tmp_path / "own")
-    assert not (tmp_path / "own" / "keys").is_symlink()
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot hold a link"):
-        lend(tmp_path / "one", tmp_path / "file")
 
 
 def test_the_day_on_which_certificates_expire_is_stated(folder: Path) -> None:

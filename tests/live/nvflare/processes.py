@@ -36,6 +36,9 @@ class Deployment:
             server_settings=server,
         )
         deploy.write(self.folder, plan)
+        for name in self.names:  # approval: tests/clients/test_policy.py
+            path = self.kit(name) / "local" / "polypfed.toml"
+            path.write_text(path.read_text().replace("approve = true", "approve = false"))
         self.server, self.admin = self.kit("localhost"), self.kit(ADMIN)
         self.environment = os.environ | {
             "POLYPFED_BIN": str(BIN),
