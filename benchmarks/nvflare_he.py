@@ -100,6 +100,8 @@ def ours(folder: Path, ports: tuple[int, int]) -> tuple[Path, Callable[[Any, int
 
     names = {"client": "benchmarks.nvflare_he:client", "federation": "benchmarks.nvflare_he:federation"}
     kits = deploy.write(folder / "ours", deploy.Plan(SITES, port=ports[0], admin_port=ports[1], **names)) / "kits"
+    for path in (kits / name / "local" / "polypfed.toml" for name in SITES):
+        path.write_text(path.read_text().replace("approve = true", "approve = false"))
     return kits, lambda opened, rounds: operate.submit(opened, kits / ADMIN, "study", rounds)
 
 
