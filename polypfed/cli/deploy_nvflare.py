@@ -14,6 +14,11 @@ Kit = Annotated[Path, typer.Argument(help="The administrator's start-up kit.")]
 Patience = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
 
 
+@app.callback()
+def _quiet() -> None:
+    logging.getLogger("nvflare").setLevel(logging.CRITICAL)  # it logs each attempt; what counts, our own line says
+
+
 def nvflare(
     directory: Annotated[Path, typer.Argument(help="Folder to make; must not exist.")],
     study: Annotated[Path | None, typer.Option(help="The study's TOML file; server and sites get a copy.")] = None,
@@ -66,7 +71,6 @@ def run(
     """Submit the run, watch it to its end, fetch its result."""
     from polypfed.backends.nvflare import operate
 
-    logging.getLogger("nvflare").setLevel(logging.ERROR)
     outcome = operate.conduct(
         kit, name, rounds=rounds, into=directory, patience=patience, tell=lambda line: console.print(line, markup=False)
     )
