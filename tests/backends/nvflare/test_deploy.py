@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from polypfed.backends.nvflare import deploy, operate
-from polypfed.backends.nvflare.kit import CLASSES, expiry, fit_kit
+from polypfed.backends.nvflare import kit as kits
+from polypfed.backends.nvflare.kit import CLASSES, expiry, fit_kit, validity
 from polypfed.backends.site_file import SiteFile
 from polypfed.cli import deploy_nvflare
 from polypfed.core.errors import BackendError, ConfigError, QuorumError
@@ -68,6 +69,14 @@ def test_the_day_on_which_certificates_expire_is_stated(folder: Path) -> None:
     assert timedelta(days=350) < day - datetime.now(UTC) < timedelta(days=370)
     for text in (folder / "README.md", *(folder / "kits" / name / "README.md" for name in KITS)):
         assert str(day.date()) in text.read_text()
+
+
+@pytest.mark.parametrize(("days", "said"), [(31, "valid until"), (29, "WARNING.*in 28 days"), (-1, "WARNING.*expired")])
+def test_every_start_warns_in_the_last_days(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, days: int, said: str
+) -> None:
+    monkeypatch.setattr(kits, "expiry", lambda kit: datetime.now(UTC) + timedelta(days=days))
+    assert re.search(said, validity(folder / "kits" / "north"))
 
 
 @pytest.mark.parametrize("name", ["localhost", "north", "south"])
