@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from polypfed.clients.base import Client
+from polypfed.clients.device_settings import DeviceSettings
+from polypfed.clients.on_device import on_device
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.settings import site_names
@@ -28,6 +30,7 @@ class SiteFile:
         state: folder of what the client keeps between rounds.
         settings: of the client.
         engine: the table named after the engine, such as [flower].
+        device: the table [device]: the detector that serves beside training; empty if there is none.
     """
 
     path: Path
@@ -36,6 +39,7 @@ class SiteFile:
     state: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
+    device: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path, engine: str = "flower") -> "SiteFile":
@@ -45,12 +49,20 @@ class SiteFile:
             ConfigError: it cannot be read, or a setting is missing, unknown or of the wrong type.
         """
         path = Path(path).absolute()
-        table = read(
-            path, {"name": str, "client": str, "state": str, "settings": dict, engine: dict}, ("name", "client")
-        )
+        known = {"name": str, "client": str, "state": str, "settings": dict, engine: dict, "device": dict}
+        table = read(path, known, ("name", "client"))
         site_names([table["name"]])
         state = path.parent / table.get("state", "state")
-        return cls(path, table["name"], table["client"], state, table.get("settings", {}), table.get(engine, {}))
+        tables = (table.get(key, {}) for key in ("settings", engine, "device"))
+        return cls(path, table["name"], table["client"], state, *tables)
+
+    def board(self) -> DeviceSettings | None:
+        """What [device] says; None without one.
+
+        Raises:
+            ConfigError: a setting is missing, unknown or out of range.
+        """
+        return DeviceSettings.read(self.device, self.path.parent, self.state, self.path) if self.device else None
 
     def place(self, key: str) -> Path:
         """The path that the engine's table gives under `key`.
@@ -75,7 +87,8 @@ class SiteFile:
         client = call(self.client, self.path, self.name, self.path.parent, **self.settings)
         if not isinstance(client, Client) or client.name != self.name:
             raise ConfigError(f"{self.client} gave no client called {self.name!r}", where=self.path)
-        return client
+        board = self.board()
+        return on_device(client, board) if board else client
 
 
 class Later:

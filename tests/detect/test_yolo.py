@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+torch = pytest.importorskip("torch", reason="install polypfed[yolo]")
+# ruff: noqa: E402 - without torch the imports below fail
 from polypfed.core.errors import ConfigError
 from polypfed.detect import Detections, yolo
 from polypfed.detect.letterbox import Placement, shrink, square
