@@ -75,15 +75,16 @@ class DeviceSettings:
         Raises:
             ConfigError: a setting is missing, unknown, of the wrong type or out of range.
         """
-        known = {f.name: str(f.type) for f in fields(cls)}
+        known: dict[str, Any] = {f.name: f.type for f in fields(cls)}
         given: dict[str, Any] = {"models": str(state / "device" / "models")} | dict(table)
         for name, value in given.items():
             if name not in known:
                 remedy = f"It has: {', '.join(known)}"
                 raise ConfigError(f"device.{name}: there is no such setting", where=where, remedy=remedy)
-            if not isinstance(value, _KINDS[known[name]]) or (type(value) is bool) != (known[name] == "bool"):
+            kinds = _KINDS.get(known[name], str)
+            if not isinstance(value, kinds) or (type(value) is bool) != (kinds is bool):
                 raise ConfigError(f"device.{name}: {value!r} is of the wrong type", where=where)
-            given[name] = base / value if "Path" in known[name] else value
+            given[name] = value if known[name] in _KINDS else base / value
         if missing := [name for name in ("frames", "template") if name not in given]:
             raise ConfigError(f"device.{missing[0]} is missing", where=where)
         given["frames"] = _source(given["frames"], base)
@@ -93,8 +94,7 @@ class DeviceSettings:
             raise ConfigError(f"{error.where}: {error.problem}", where=where, remedy=error.remedy) from None
 
 
-_NUMBER = (int, float)
-_KINDS: dict[str, Any] = {"str": str, "int": int, "float": _NUMBER, "bool": bool, "Path": str, "Path | None": str}
+_KINDS: dict[Any, Any] = {str: str, int: int, float: (int, float), bool: bool}  # all others are paths
 
 
 def _source(text: str, base: Path) -> str:

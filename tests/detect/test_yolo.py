@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="install polypfed[yolo]")
-# ruff: noqa: E402 - without torch the imports below fail
+pytest.importorskip("torch", reason="install polypfed[yolo]")
+
+import torch
+
 from polypfed.core.errors import ConfigError
 from polypfed.detect import Detections, yolo
 from polypfed.detect.letterbox import Placement, shrink, square
