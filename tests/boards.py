@@ -36,7 +36,7 @@ class Surer:
         self.name, self.base, self.dies = name, base, dies
 
     def initial(self) -> tuple[ModelSpec, Vector]:
-        values = arrays(Template.open(TEMPLATE), -1.0)
+        values = arrays(Template.open(TEMPLATE), -2.0)
         spec = ModelSpec.of(values)
         return spec, spec.pack(values)
 

@@ -6,6 +6,7 @@ runs out of memory takes no frame with it. `python -m polypfed.backends.device S
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -153,7 +154,8 @@ def main(path: Path) -> int:
 
 
 def _stop_at_end(stop: threading.Event) -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not through sys.stdin, whose lock an exit would wait for
+        continue
     stop.set()
 
 
