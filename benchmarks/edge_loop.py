@@ -2,8 +2,8 @@
 
     python benchmarks/edge_loop.py [--arch yolov5n ...] [--engine local --engine flower] [--images 120] [--beside]
 
-Two boards (Kvasir-SEG, PolypGen centre 1), 80 : 20, frames below 0.7 by LiteRT on the board's own files, three rounds of
-six epochs by torch, FedAvg. The labels of the data sets answer for the clinician, by way of the YOLO export and import.
+Two boards (Kvasir-SEG, PolypGen centre 1), 80 : 20, frames below 0.7 by LiteRT on the board's own files, three rounds
+of six epochs by torch, FedAvg. The labels of the data sets answer for the clinician, by the YOLO export and import.
 yolov5n starts from COCO weights; other sizes have none in the data folder and start at random. --beside measures what
 training costs the detector of the same machine. Needs `polypfed export ARCH --image-size 160`, once.
 """
@@ -13,13 +13,13 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # of the processes of a deployment: the package, this folder
 
 import numpy as np
 from _edge_sites import SITES, board, divide, federation, watch_and_label
@@ -36,7 +36,9 @@ def prepare(folder: Path, name: str, text: str, options: argparse.Namespace, arc
     """A site's folder: frames, validation images, site.toml with its board, and a labelled store."""
     labels = divide(options.data / "real" / name, folder, options.images)
     (folder / "site.toml").write_text(text + board(folder, arch))
-    print(f"{name}: {watch_and_label(folder / 'site.toml', labels)} of {len(labels)} frames kept and labelled", flush=True)
+    print(
+        f"{name}: {watch_and_label(folder / 'site.toml', labels)} of {len(labels)} frames kept and labelled", flush=True
+    )
 
 
 def local(folder: Path, arch: str, warm: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -44,7 +46,9 @@ def local(folder: Path, arch: str, warm: str, options: argparse.Namespace) -> li
     for name in SITES:
         (folder / name).mkdir(parents=True)
         tables = "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items())
-        prepare(folder / name, name, f'name = "{name}"\nclient = "_edge_sites:client"\n[settings]\n{tables}', options, arch)
+        prepare(
+            folder / name, name, f'name = "{name}"\nclient = "_edge_sites:client"\n[settings]\n{tables}', options, arch
+        )
     sites = [SiteFile.load(folder / name / "site.toml") for name in SITES]
     with beside(*sites):
         clients = [site.open() for site in sites]
@@ -57,7 +61,7 @@ def flower(folder: Path, arch: str, warm: str, options: argparse.Namespace) -> l
     from tests.live.flower.processes import Deployment
 
     more = {"arch": arch, "warm": warm}
-    found = Deployment(folder, list(SITES), site={name: more for name in SITES}, **more, rounds=ROUNDS)
+    found = Deployment(folder, list(SITES), site=dict.fromkeys(SITES, more), **more, rounds=ROUNDS)
     found.edit("server/server.toml", "tests.live.flower.study:federation", "_edge_sites:federation")
     found.environment["PYTHONPATH"] = os.environ["PYTHONPATH"]
     for name in SITES:
@@ -78,7 +82,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Kept share and mAP50 by round, mean over sites."""
 
     def mean(metric: str, number: int) -> float:
-        return float(np.mean([r["value"] for r in rows if r["metric"] == metric and r["round"] == number and r["site"]]))
+        return float(
+            np.mean([r["value"] for r in rows if r["metric"] == metric and r["round"] == number and r["site"]])
+        )
 
     numbers = range(1, ROUNDS + 1)
     kept = [round(mean("kept", n) / mean("images", n), 3) for n in numbers]
@@ -104,8 +110,6 @@ def slowdown(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         alone = [_state(device) for _ in range(8)]
         run = pf.backends.Local(workers=2)
         fed, during = pf.Federation(clients=[site.open()], evaluate="off"), []
-        import threading
-
         training = threading.Thread(target=lambda: fed.run(2, run, folder / "run"))
         training.start()
         time.sleep(8)  # torch is loaded and the selection is over

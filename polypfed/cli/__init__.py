@@ -9,6 +9,7 @@ import typer
 from polypfed.cli import (
     bench,
     compare,
+    compress,
     data,
     deploy,
     deploy_nvflare,
@@ -38,6 +39,7 @@ app.command("report")(runs.report)
 app.command("compare")(compare.compare)
 app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
+app.command("compress")(compress.compress)
 app.command("detect")(detect.detect)
 app.command("device")(device.device)
 app.add_typer(data.app, name="data")
