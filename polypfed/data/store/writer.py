@@ -20,13 +20,14 @@ class Writer:
 
     Args:
         opened: opens the store; called in the thread that writes, since a database belongs to one thread.
-        waiting: frames that may wait; a frame more is not kept.
+        waiting: frames that may wait. drop: a frame more is not kept, as a camera wants it; else `add` waits.
 
     Raises:
         DataError: the store cannot be opened.
     """
 
-    def __init__(self, opened: Callable[[], SampleStore], waiting: int = _WAITING) -> None:
+    def __init__(self, opened: Callable[[], SampleStore], waiting: int = _WAITING, drop: bool = True) -> None:
+        self._drop = drop
         self._opened, self._queue = opened, queue.Queue[Any](waiting)
         self._failure: DataError | None = None
         self._ready = threading.Event()
@@ -51,7 +52,7 @@ class Writer:
         """
         failure, self._failure = self._failure, None
         try:
-            self._queue.put_nowait((pixels if kept else None, confidence, model, name))
+            self._queue.put((pixels if kept else None, confidence, model, name), block=not self._drop)
         except queue.Full:
             remedy = "Keep fewer of them (every), or use a quicker disk"
             raise DataError("frames come faster than they can be written", where="store", remedy=remedy) from None

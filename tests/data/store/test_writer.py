@@ -37,6 +37,14 @@ def test_what_is_handed_over_is_written(tmp_path):
         assert [store.name(r.id) for r in store.records()] == ["f0", "f2", "f4"]
 
 
+def test_where_the_source_can_wait_nothing_is_lost(tmp_path):
+    with Writer(lambda: opened(tmp_path), waiting=1, drop=False) as writer:
+        for _ in range(20):
+            writer.add(FRAME, 0.1, "m")
+    with opened(tmp_path) as store:
+        assert store.counts()["kept"] == 20
+
+
 def test_a_disk_that_is_slow_or_full_is_said(tmp_path, monkeypatch):
     held, full, real = threading.Event(), threading.Event(), module.write_atomic
 
