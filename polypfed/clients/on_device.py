@@ -6,6 +6,7 @@ on when training crashes, and training when the camera is unplugged.
 
 import hashlib
 import os
+import sys
 from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
@@ -101,24 +102,22 @@ def on_device(client: Client, settings: DeviceSettings) -> OnDevice:
     Raises:
         ConfigError: see OnDevice and EdgeClient.
     """
-    from polypfed.clients.detector_client import DetectorClient
-    from polypfed.clients.edge_client import EdgeClient
-
-    if isinstance(client, DetectorClient):
-        more: dict[str, Any] = {} if isinstance(client, EdgeClient) else {"template": settings.template}
+    detectors = sys.modules.get("polypfed.clients.detector_client")  # not there: it is none, and torch may be missing
+    if detectors is not None and isinstance(client, detectors.DetectorClient):
+        more: dict[str, Any] = {}
         if settings.store is not None:
-            more |= {"store": settings.store, "key": settings.key, "pseudo": settings.pseudo}
-        client = _as_edge(client, more)
+            more = {"store": settings.store, "key": settings.key, "pseudo": settings.pseudo}
+        client = _as_edge(client, settings, more)
     return OnDevice(client, settings)
 
 
-def _as_edge(client: Any, more: dict[str, Any]) -> Any:
+def _as_edge(client: Any, settings: DeviceSettings, more: dict[str, Any]) -> Any:
     from polypfed.clients.edge_client import EdgeClient
 
     if isinstance(client, EdgeClient):
         return replace(client, **more)
     given = {f.name: getattr(client, f.name) for f in fields(client) if not f.name.startswith("_")}
-    return EdgeClient(**given, **more)
+    return EdgeClient(**given, template=settings.template, **more)
 
 
 def _give_way(nice: int) -> None:

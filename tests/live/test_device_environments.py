@@ -1,6 +1,6 @@
 """The device's own tests in environments of their own: the extra `edge` alone, and tflite-runtime with NumPy 1.
 
-Each is made by pip in some ten seconds; where pip reaches no index, these tests are left out.
+Each is made by pip in half a minute; where pip reaches no index, these tests are left out.
 """
 
 import os
@@ -50,16 +50,17 @@ def passes(python: Path) -> None:
     names = ("torch", "flwr", "nvflare", "ultralytics")
     without = f"import importlib.util, sys; sys.exit(any(map(importlib.util.find_spec, {names})))"
     assert call(python, "-c", without).returncode == 0
-    done = call(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not live", *DESELECTED, *TESTS)
+    done = call(
+        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not live and not slow", *DESELECTED, *TESTS
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) > 140, done.stdout[-500:]
 
 
-# Neither is of the device: one makes the converter's environment, the other looks with a browser.
+# It is not of the device: it makes the converter's environment.
 DESELECTED = ["--deselect", "tests/detect/test_export.py::test_a_failing_installation_is_one_line"]
-DESELECTED += ["--deselect", "tests/detect/test_live.py::test_a_browser_shows_it"]
 
 
 def test_the_extra_edge_alone(tmp_path: Path) -> None:
