@@ -48,13 +48,14 @@ class BlindClient:
         strategy: run here, by the same pure `step` at every site.
         stages: as the task describes them; one of them is Encrypt.
         keys: the folder of this site's identity and roster.
+        model: the file that holds the model, for no server has it.
 
     Raises:
         ConfigError: the client has no `initial`. KeyRefused: a key file cannot be used.
     """
 
-    def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], keys: Path) -> None:
-        self.client, self.name, self._keys = client, client.name, keys
+    def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], keys: Path, model: Path) -> None:
+        self.client, self.name, self._file = client, client.name, model
         self._inner, self._strategy = strategy.at_site(client), strategy
         self.identity, self.roster = open_keys(keys)
         layout, x = initial_of(client)
@@ -102,7 +103,7 @@ class BlindClient:
         """Take in the sums, score the model; and say which one it is."""
         self._take_in(task)
         result = self._inner.evaluate(replace(task, vectors={"model": self._x}))
-        save_model(self._keys.parent / "model.safetensors", self._spec, self._x)
+        save_model(self._file, self._spec, self._x)
         return replace(result, metrics={**result.metrics, DIGEST: self._digest()})
 
     def _digest(self) -> int:

@@ -40,6 +40,11 @@ class OnDevice:
         self.client, self.settings, self.name = client, settings, client.name
         self._spec: ModelSpec | None = None
 
+    @property
+    def epochs(self) -> Any:
+        """Of the client, if it has such a setting."""
+        return getattr(self.client, "epochs", None)
+
     def initial(self) -> tuple[ModelSpec, Vector]:
         """See HasInitial."""
         spec, x = self.client.initial()

@@ -71,6 +71,7 @@ class BlindEngine(StagedEngine):
         if self.folder:
             self.folder.begin({"run": run, "settings": self.now.settings, "machine": machine()})
             shutil.rmtree(self.folder.path / "sums", ignore_errors=True)
+        self.witness.open("begin")
         self._evaluate({})
         self._commit()
 
