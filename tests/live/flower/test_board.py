@@ -51,4 +51,4 @@ def test_it_detects_with_what_it_trains(deployment: Deployment) -> None:
     until(lambda: status()["at"] > seen + 1 and status()["model"] == newest, 30)
     everything = deployment.processes("sites/a/start.sh")
     deployment.stop("sites/a/start.sh")
-    assert not [command(p) for p in everything if alive(p)]
+    until(lambda: not [p for p in everything if alive(p)], 10)
