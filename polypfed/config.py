@@ -65,7 +65,7 @@ class Data(_Table):
 class Model(_Table):
     """The detector: one class, built offline from its architecture file."""
 
-    arch: Literal["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"] = "yolov5n"
+    arch: Annotated[str, Field(pattern=r"^yolov5[nsmlx](-0\.[1-9][0-9]?)?$")] = "yolov5n"
     image_size: Annotated[int, Field(ge=32, le=1536, multiple_of=32)] = 192
     warm_start: Places | None = None
     init_seed: int = 0

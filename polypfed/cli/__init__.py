@@ -11,6 +11,7 @@ from polypfed.cli import (
     audit,
     bench,
     compare,
+    compress,
     data,
     deploy,
     deploy_nvflare,
@@ -47,6 +48,7 @@ app.command("watch")(watch.watch)
 app.command("compare")(compare.compare)
 app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
+app.command("compress")(compress.compress)
 app.command("detect")(detect.detect)
 app.command("device")(device.device)
 app.command("sbom")(sbom.sbom)
