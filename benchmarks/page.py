@@ -19,6 +19,11 @@ last round), and writes the table and the plot shown here. Rates, budgets and ce
     python benchmarks/page.py            # this page, from the rows
 
 """
+SCALE = """## scale
+
+**What does the engine itself cost as sites, model and rounds grow?** `polypfed bench scale`
+
+"""
 SCRIPTS = """## Scripts with a table of their own
 
 | question | command |
@@ -62,7 +67,8 @@ def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     best = max(others, key=others.__getitem__)
     within = [n for n, v in others.items() if 100 * (base - v) <= one.points]
     near = f"Within {one.points:g} point{'s' * (one.points != 1)} of it: {', '.join(within) or 'none'}."
-    return f"{one.against}: mAP50 {base:.3f}. Best of the others: {best}, {100 * (others[best] - base):+.1f} points. {near}"
+    lead = f"Best of the others: {best}, {100 * (others[best] - base):+.1f} points."
+    return f"{one.against}: mAP50 {base:.3f}. {lead} {near}"
 
 
 def main() -> None:
@@ -70,6 +76,9 @@ def main() -> None:
     options.add_argument("--budget", default="small")
     given = options.parse_args()
     parts = [line for name in ORDER for line in section(name, given.budget)]
+    scale = RESULTS / "scale" / "table.md"
+    if scale.exists():
+        parts += [SCALE + scale.read_text(encoding="utf-8"), "![Cost against scale](results/scale/plot.svg)\n"]
     (HERE / "README.md").write_text(HEAD + "\n".join(parts) + "\n" + SCRIPTS, encoding="utf-8")
 
 

@@ -1,6 +1,5 @@
 """The engine of the studies: nothing is computed twice, a kill costs at most a round, tables come from rows."""
 
-import json
 import os
 import subprocess
 import sys
@@ -54,7 +53,14 @@ def made_up(cell: Any, folder: Path, data: Path) -> dict[str, Any]:
     value = 0.5 if cell.name == "one" else 0.52
     scores = dict.fromkeys(("map50", "map50_95", "precision", "recall", "f1"), value)
     about = {"date": "2026-01-01", "cpu": "a processor, 2 cores", "versions": {"numpy": "2"}, "load": [1.0, 2.0]}
-    counts = {"images": 10.0, "kept": 4.0, "cpu_s": 3.0, "bytes_up": 4e6, "bytes_down": 2e6, "failures": 0}
+    counts = {
+        "images": 10.0,
+        "kept": 4.0,
+        "cpu_s": 3.0,
+        "bytes_up": 4e6 if cell.name == "one" else 2e6,
+        "bytes_down": 2e6,
+        "failures": 0,
+    }
     row = {"key": cell.key, "cell": cell.name, "seed": cell.seed, "settings": cell.settings}
     return row | scores | counts | about | {"curve": [0.1, 0.3, value], "by_site": {"a": value, "b": value}}
 
@@ -109,7 +115,7 @@ def test_table_and_plot_come_from_the_rows(studies: Any, one: Any, tmp_path: Pat
     line = next(x for x in text.splitlines() if x.startswith("| two"))
     cells = [c.strip() for c in line.strip("|").split("|")]
     assert cells[:3] == ["two", "**0.520**", "+2.0"]
-    assert cells[-4:] == ["40%", "2.00", "1.00", "3"], "share kept; MB of one of two sites; CPU seconds"
+    assert cells[-5:] == ["40%", "1.00", "1.00", "33.3%", "3"], "kept; MB of one of two sites; 2 for 3; CPU seconds"
     assert "Not run yet: two (seed 1)" in text
     assert "2 seeds" in text
     before = (tmp_path / "plot.svg").read_bytes()
@@ -171,7 +177,10 @@ def test_bench_finds_studies_and_scripts_of_the_checkout(tmp_path: Path) -> None
     assert "has no cell 'nonsense'" in cell.stderr
 
 
-def test_every_stored_row_still_belongs_to_a_cell(studies: Any) -> None:
+def test_every_stored_row_is_whole_and_under_the_key_of_its_settings(studies: Any) -> None:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*/rows.jsonl")):
-        keys = {studies.study.digest(json.loads(line)["settings"]) for line in path.read_text().splitlines()}
-        assert keys == set(studies.engine.read(path)), path
+        rows = studies.engine.read(path)
+        assert {studies.study.digest(r["settings"]) for r in rows.values()} == set(rows), path
+        assert {r["cell"] for r in rows.values()} <= {
+            c.name for budget in ("small", "paper") for c in studies.study.load(path.parent.name, budget).cells
+        }, path

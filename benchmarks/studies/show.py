@@ -11,7 +11,7 @@ from studies.engine import Row
 from studies.study import Study
 
 MB = 1e6
-_HEAD = "| cell | mAP50 | points to {} | mAP50-95 | P | R | {} | images trained on | MB up | MB down | CPU s |"
+_HEAD = "| cell | mAP50 | points to {} | mAP50-95 | P | R | {} | images used | MB up | MB down | fewer bytes | CPU s |"
 
 
 def write(study: Study, rows: Sequence[Row], folder: Path) -> str:
@@ -59,7 +59,15 @@ def _line(name: str, some: Sequence[Row], base: Sequence[Row] | None, sites: Seq
         f"{mean(r['by_site'][s] for r in some):.3f}" if all(s in r["by_site"] for r in some) else "" for s in sites
     ]
     cells += [f"{of('kept') / of('images'):.0%}", *[f"{each(some, b):.2f}" for b in ("bytes_up", "bytes_down")]]
-    return "| " + " | ".join([*cells, f"{of('cpu_s'):.0f}"]) + " |"
+    return "| " + " | ".join([*cells, _saved(some, base), f"{of('cpu_s'):.0f}"]) + " |"
+
+
+def _saved(some: Sequence[Row], base: Sequence[Row] | None) -> str:
+    """Than the cell to compare with, both ways together."""
+    if not base:
+        return ""
+    ours, theirs = (sum(each(rows, way) for way in ("bytes_up", "bytes_down")) for rows in (some, base))
+    return f"{1 - ours / theirs:.1%}"
 
 
 def score(some: Sequence[Row]) -> float:
