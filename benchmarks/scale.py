@@ -86,7 +86,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for name, (x, y, points) in groups(rows).items():
         if len(points) > 2:
             a, b, r2 = slope(points, x, y)
-            out.append(f"- {name}: CPU s = {b:.3g} + {a:.3g} per {x.removesuffix('s')} (R² {r2:.3f})")
+            unit = x.removesuffix("s").replace("param", "parameter")
+            out.append(f"- {name}: CPU s = {b:.3g} + {a:.3g} per {unit} (R² {r2:.3f})")
     by_sites = groups(rows)["sites"][2]
     if len(by_sites) > 2:
         a, b, _ = slope(by_sites, "sites", "cpu_s_round")
