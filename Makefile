@@ -11,12 +11,13 @@ export YOLO_OFFLINE := true
 export YOLO_AUTOINSTALL := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check format bench studies clean
+.PHONY: help install demo test check sbom format bench studies clean
 
 help:
 	@echo "make demo    install into $(VENV) and run the demonstration: data, training at several sites, report"
 	@echo "make test    all tests, with coverage (core, federation and strategies: at least 95 % of lines)"
 	@echo "make check   lint, format, types, import layers"
+	@echo "make sbom    what is installed as CycloneDX (sbom.json), and known weaknesses; needs no network"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   the measurements behind the figures of the README"
 	@echo "make studies the studies on real images, a few hours; what is done is not repeated"
@@ -50,6 +51,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+sbom: $(STAMP)
+	$(BIN)/python -m pip check
+	$(BIN)/polypfed sbom -o sbom.json
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

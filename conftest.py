@@ -5,6 +5,8 @@ from importlib.util import find_spec
 _NEEDS = {
     "polypfed/backends/flower*": "flwr",
     "polypfed/backends/nvflare*": "nvflare",
+    "polypfed/release/*": "tuf",
+    "tests/release/*": "tuf",
     "tests/live/*flower*": "flwr",
     "tests/live/*nvflare*": "nvflare",
 }

@@ -263,8 +263,20 @@ def federation(config: Config, clients: Sequence[Any]) -> Federation:
     """The federation that `config` describes, over these clients."""
     settings = asdict(config.federation)
     del settings["rounds"]
-    strategy = Registry.build(config.strategy)
+    strategy = Registry.build(_even(config.strategy) if config.privacy.mode == "dp" else config.strategy)
     return Federation(clients=clients, strategy=strategy, **settings, **protection(config.privacy, strategy))
+
+
+def _even(strategy: Mapping[str, Any]) -> dict[str, Any]:
+    """Under noise all sites weigh alike, unless the file names a reducer: weights by examples depend on the data."""
+    if "inner" in strategy:
+        return {**strategy, "inner": _even(strategy["inner"])}
+    given = {**strategy, "reducer": {"name": "mean", "weights": "uniform"}, **strategy}
+    try:
+        Registry.build(given)
+    except ConfigError:  # a strategy whose mean is its own
+        return dict(strategy)
+    return given
 
 
 def protection(given: Privacy, strategy: Strategy) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from polypfed.core import checkpoint as checkpoints
 from polypfed.core.errors import ConfigError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
+from polypfed.core.journal import Journal
 from polypfed.core.model import Vector
 from polypfed.core.pack import unpack_inner
 from polypfed.core.rundir import load_model
 from polypfed.data import Site, open_partition, partition, read_yolo
 from polypfed.data.synth import synth
-from polypfed.federation import Listener
+from polypfed.federation import Event, Listener
 from polypfed.select import All
 from polypfed.select.config import from_config
 from polypfed.strategies.registry import Registry
@@ -109,10 +110,17 @@ def federate(
     """
     clients = clients_of(config, sites, folder)
     fed, carrier, rounds = federation(config, clients), backend(config), config.federation.rounds
-    if resume and (folder / "run.json").exists():
-        history = fed.resume(folder, rounds, carrier, listen)
-    else:
-        history = fed.run(rounds, carrier, folder, listen)
+    with Journal(folder, rounds) as journal:
+
+        def tell(event: Event) -> None:
+            journal(event)
+            if listen is not None:
+                listen(event)
+
+        if resume and (folder / "run.json").exists():
+            history = fed.resume(folder, rounds, carrier, tell)
+        else:
+            history = fed.run(rounds, carrier, folder, tell)
     about = json.loads((folder / "run.json").read_text()) | {"versions": versions(), "config": describe(config)}
     write_atomic(folder / "run.json", json.dumps(about, indent=1).encode() + b"\n")
     return history, clients

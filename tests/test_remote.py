@@ -58,3 +58,23 @@ def test_what_is_missing_is_named(base: Path) -> None:
     client = remote.client("empty", base, data="data/empty")
     with pytest.raises(DataError, match="train"):
         client._open("train")
+
+
+def test_deployments_in_clear_clip_to_the_median_norm_and_research_does_not(tmp_path: Path) -> None:
+    from polypfed import Krum, Mean, NormClip
+    from polypfed import config as configs
+    from polypfed.strategies import FedAvg, FedNova, KeepBest
+
+    path = tmp_path / "study.toml"
+    path.write_text('[data.synth]\n[strategy]\nname = "keepbest"\ninner = { name = "fedavg" }\n')
+    assert remote.planned(path).strategy == KeepBest(inner=FedAvg(reducer=NormClip()))
+    assert remote.planned(path, clip=False).strategy == KeepBest(inner=FedAvg())
+    assert configs.federation(configs.load(path), []).strategy == KeepBest(inner=FedAvg())
+    assert remote.clipped(FedAvg(reducer=Krum(f=1))) == FedAvg(reducer=Krum(f=1))
+    assert remote.clipped(FedAvg(reducer=Mean("uniform"))) == FedAvg(reducer=NormClip(weights="uniform"))
+    assert remote.clipped(FedNova()) == FedNova()
+    path.write_text(path.read_text() + '[privacy]\nmode = "he"\n[federation]\nevaluate = "global"\n')
+    with pytest.raises(Exception, match="KeepBest"):
+        remote.planned(path)
+    path.write_text('[data.synth]\n[privacy]\nmode = "he"\n[federation]\nevaluate = "global"\n')
+    assert remote.planned(path).strategy == FedAvg()

@@ -145,7 +145,8 @@ class Local:
 
 def open_site(client: Client, directory: Path | None) -> Site:
     """The client in its shell, with its state below `directory`/sites/NAME."""
-    return Site(client, directory / "sites" / client.name if directory else None)
+    place = directory / "sites" / client.name if directory else None
+    return Site(client, place, getattr(client, "charter", None))
 
 
 def _ready(busy: Mapping[str, "_Worker"], end: float) -> list[str]:

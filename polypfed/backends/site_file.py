@@ -7,14 +7,23 @@ are the owner's own settings: nothing that comes over the wire can name code.
 import importlib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from polypfed.clients.base import Client
+from polypfed.clients.guard import Charter
+from polypfed.clients.outbox import initial_of
+from polypfed.clients.policy import Policy
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Evaluation, Task, Update
+from polypfed.core.model import ModelSpec, Vector
 from polypfed.core.settings import site_names
+from polypfed.federation import Federation
+from polypfed.privacy.keyring import ROSTER
+
+KEYS = "keys"
+"""Folder of an end's identity and roster, beside its settings."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class SiteFile:
         state: folder of what the client keeps between rounds.
         settings: of the client.
         engine: the table named after the engine, such as [flower].
+        policy: what tasks may ask for; see `polypfed.clients.policy`.
     """
 
     path: Path
@@ -36,6 +46,7 @@ class SiteFile:
     state: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
 
     @classmethod
     def load(cls, path: str | Path, engine: str = "flower") -> "SiteFile":
@@ -46,11 +57,23 @@ class SiteFile:
         """
         path = Path(path).absolute()
         table = read(
-            path, {"name": str, "client": str, "state": str, "settings": dict, engine: dict}, ("name", "client")
+            path,
+            {"name": str, "client": str, "state": str, "settings": dict, "policy": dict, engine: dict},
+            ("name", "client"),
         )
         site_names([table["name"]])
         state = path.parent / table.get("state", "state")
-        return cls(path, table["name"], table["client"], state, table.get("settings", {}), table.get(engine, {}))
+        policy = Policy.from_table(table.get("policy", {}), path)
+        settings, more = table.get("settings", {}), table.get(engine, {})
+        return cls(path, table["name"], table["client"], state, settings, more, policy)
+
+    @property
+    def charter(self) -> Charter:
+        """The owner's policy, and where the site's log, identity and plans lie, whatever run is at work."""
+        return Charter(
+            self.policy, audit=self.state / "audit.jsonl", keys=self.path.parent / KEYS,
+            plans=self.state / "plans", budget=self.state / "budget.json",
+        )  # fmt: skip
 
     def place(self, key: str) -> Path:
         """The path that the engine's table gives under `key`.
@@ -78,17 +101,36 @@ class SiteFile:
         return client
 
 
+def with_keys(fed: Federation, base: Path) -> Federation:
+    """The federation, whose updates must be signed if the server's folder holds a roster."""
+    keys = base / KEYS
+    return replace(fed, keys=keys) if fed.keys is None and (keys / ROSTER).exists() else fed
+
+
 class Later:
     """A site's client that is made where and when it is first used, so that only that process loads what it needs."""
 
     def __init__(self, site: SiteFile) -> None:
-        self.site, self.name = site, site.name
+        self.site, self.name, self.charter = site, site.name, site.charter
         self._client: Client | None = None
+
+    @property
+    def epochs(self) -> Any:
+        """Of the client, if it has such a setting."""
+        return getattr(self._open(), "epochs", None)
 
     def _open(self) -> Client:
         if self._client is None:
             self._client = self.site.open()
         return self._client
+
+    def initial(self) -> tuple[ModelSpec, Vector]:
+        """The layout and the model that the client starts from, (P,) float32.
+
+        Raises:
+            ConfigError: it knows none.
+        """
+        return initial_of(self._open())
 
     def fit(self, task: Task) -> Update:
         """See Client."""

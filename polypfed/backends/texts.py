@@ -5,6 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+POLICY = """
+[policy]                # what no message can change; `polypfed policy show` explains it
+approve = true          # a plan runs here only after `polypfed policy approve`
+# strategies = ["fedavg"]           privacy = ["he", "hybrid"]      rounds = 50
+# min_cohort = 3                    max_epochs = 10                 keep_samples_days = 90
+# disclose = ["loss", "map50"]      # the only metrics that leave
+"""
+
 
 def unit(what: str, restart: Literal["always", "on-failure"]) -> str:
     """A systemd unit for what `start.sh` starts in the foreground."""

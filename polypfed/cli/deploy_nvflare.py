@@ -70,7 +70,8 @@ def run(
     outcome = operate.conduct(
         kit, name, rounds=rounds, into=directory, patience=patience, tell=lambda line: console.print(line, markup=False)
     )
-    console.print(f"Complete: {outcome.result['rounds']} rounds, model {outcome.result['sha256']}", markup=False)
+    model = outcome.result["sha256"] or "at the sites"
+    console.print(f"Complete: {outcome.result['rounds']} rounds, model {model}", markup=False)
     console.print(f"Result: {outcome.folder}", markup=False)
 
 

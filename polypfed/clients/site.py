@@ -9,8 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polypfed.clients.base import Client
+from polypfed.clients.discreet import discreet
+from polypfed.clients.guard import Charter, Guard
 from polypfed.clients.states import States
 from polypfed.core.errors import (
+    AuditError,
     CheckpointError,
     DataError,
     MissingExtraError,
@@ -19,6 +22,7 @@ from polypfed.core.errors import (
     StateError,
 )
 from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, one_line, sound, stamp
+from polypfed.privacy.errors import BudgetExhausted
 from polypfed.strategies.base import Strategy
 from polypfed.strategies.registry import Registry
 
@@ -35,13 +39,15 @@ class Site:
     Args:
         client: what trains.
         directory: where the state is kept across restarts; in memory if None.
+        charter: what the site's owner has laid down; None has no policy, and keeps a log in `directory`.
     """
 
-    def __init__(self, client: Client, directory: Path | None = None) -> None:
+    def __init__(self, client: Client, directory: Path | None = None, charter: Charter | None = None) -> None:
         self.client = self._work = client
         self._strategy: Any = None  # the description under which `_work` was made
         self._directory = directory
         self._states = States(directory / "state" if directory else None)
+        self._guard = Guard(client.name, charter or Charter.below(directory))
         self._holds: int | None = None  # the round after which the client object was in its present state, if known
 
     @property
@@ -56,13 +62,19 @@ class Site:
             fit: what answers in place of the client's own method; a trainer of several clients at once.
         """
         try:
-            return stamp(self._done(task, fit), task.run)
+            reply: Reply = self._guard.close(task, self._done(task, fit))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - one site's mistake must not end the federation
+            reply = self._failed(task, error)
+        try:
+            self._guard.note(task, reply)  # before anything leaves
+        except (PolypfedError, OSError) as error:
             return self._failed(task, error)
+        return stamp(reply, task.run)
 
     def prepare(self, task: Task) -> Client | Failure:
         """The client as `perform` would have it train: dressed for the strategy, in the state the server counts."""
         try:
+            self._permit(task)
             self._adopt(task)
             self._settle(int(task.config.get("accepted", 0)))
             return self._work
@@ -73,9 +85,14 @@ class Site:
         reason = _reason(error)
         detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
         log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=error if reason == "crashed" else None)
-        return Failure(self.name, task.round, reason, detail, task.run)
+        return Failure(self.name, task.round, reason, discreet(error), task.run)
+
+    def _permit(self, task: Task) -> None:
+        self._guard.permit(task, self.client, self._directory / "selection" if self._directory else None)
 
     def _done(self, task: Task, fit: Callable[[Task], Update] | None) -> Update | Evaluation:
+        if fit is None:  # else `prepare` has asked already
+            self._permit(task)
         if task.kind == "step":
             self._adopt(task)
             return self._tidy(self._work.fit(task), Update)
@@ -102,10 +119,12 @@ class Site:
         kinds = {stage.kind for stage in stages}
         if not kinds & {"encrypt", "mask"}:
             return StagedClient(self.client, strategy, stages, int(about["sites"]))
-        if self._directory is None:
+        keys = self._guard.charter.keys
+        if self._directory is None or keys is None:
             raise StateError("has no folder, and keys need one", where=self.name)
-        kind = BlindClient if "encrypt" in kinds else MaskedClient
-        return kind(self.client, strategy, stages, self._directory / "keys")
+        if "encrypt" in kinds:
+            return BlindClient(self.client, strategy, stages, keys, self._directory / "model.safetensors")
+        return MaskedClient(self.client, strategy, stages, keys)
 
     def _fit(self, task: Task, fit: Callable[[Task], Update] | None) -> Update:
         self._adopt(task)
@@ -172,6 +191,8 @@ _WORDS: tuple[tuple[type[BaseException], str], ...] = (
     (DataError, "data"),
     (StateError, "state"),
     (CheckpointError, "state"),
+    (AuditError, "audit"),
+    (BudgetExhausted, "budget"),
     (MissingExtraError, "extra"),
     (PolypfedError, "client"),
     (MemoryError, "memory"),

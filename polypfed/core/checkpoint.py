@@ -33,6 +33,7 @@ class Checkpoint:
         best, best_round, best_value, best_sites: the best global model so far and how many sites scored it.
         scores: what the sites said of the global model: metrics and the number of validation examples.
         privacy: what the stages keep at the server: JSON values.
+        audit: where the audit log ended when this was written, as `audit.Head`; empty without one.
         flight: asynchronous work under way: JSON values; bases: the models it started from, by version.
     """
 
@@ -51,12 +52,13 @@ class Checkpoint:
     best_sites: int = 0
     scores: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
     flight: dict[str, Any] = field(default_factory=dict)
     bases: dict[int, Vector] = field(default_factory=dict)
 
 
 _PLAIN = tuple(
-    "run settings round accepted rows failures best_round best_value best_sites scores privacy flight".split()
+    "run settings round accepted rows failures best_round best_value best_sites scores privacy audit flight".split()
 )
 
 
@@ -89,8 +91,26 @@ def load(directory: Path) -> Checkpoint:
         try:
             return _read(path)
         except CheckpointError as error:
-            log.warning("%s; trying the checkpoint before it", error)
+            log.error("%s; trying the checkpoint before it", error)  # the command line shows errors
     raise CheckpointError("holds no usable checkpoint", where=directory, remedy="Start the run anew")
+
+
+def skipped(directory: Path, round: int) -> int:
+    """How many checkpoints are newer than that of `round`: those that `load` could not use."""
+    return sum(path.stem > f"round-{round:06d}" for path in _generations(directory))
+
+
+def examine(directory: Path) -> list[tuple[Path, CheckpointError | None]]:
+    """Every checkpoint, newest first, with what is wrong with it."""
+    return [(path, _fault(path)) for path in _generations(directory)]
+
+
+def _fault(path: Path) -> CheckpointError | None:
+    try:
+        _read(path)
+    except CheckpointError as error:
+        return error
+    return None
 
 
 def exists(directory: Path) -> bool:

@@ -10,6 +10,7 @@ PolypfedError
 |-- StateError          a site's kept state does not match what the server remembers
 |-- QuorumError         a round ended with too few accepted updates; the run can be resumed
 |-- CheckpointError     a checkpoint is missing, damaged or belongs to another run
+|-- AuditError          an audit log is damaged, or is to hold what it must not
 `-- BackendError        the engine that carries messages does not start, or was lost; the run can be resumed
 """
 
@@ -62,6 +63,10 @@ class QuorumError(PolypfedError):
 
 class CheckpointError(PolypfedError):
     """A checkpoint is missing, damaged or belongs to another run."""
+
+
+class AuditError(PolypfedError):
+    """An audit log is damaged or incomplete, or was to hold what it must not."""
 
 
 class BackendError(PolypfedError):

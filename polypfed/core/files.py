@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ def write_atomic(path: Path, *parts: bytes, mode: int = 0o666) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_directory(path.parent)
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Append lines and see them on the disk; a crash may leave the last of them torn."""
+    with open(path, "ab") as file:
+        file.writelines([f"{line}\n".encode() for line in lines])
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sweep(directory: Path) -> None:

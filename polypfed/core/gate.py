@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from polypfed.core.model import Vector
 
 REASONS = (
     "size header unknown-client wrong-run stale-round late duplicate "
-    "weight metrics keys dtype shape non-finite norm".split()
+    "weight metrics keys dtype shape signature wrong-base non-finite norm".split()
 )
 """Why an update is refused, in the order of the checks: cheap ones first."""
 
@@ -35,6 +35,8 @@ class Gate:
         lengths: the vector names the strategy expects and their lengths, e.g. `{"delta": P}`.
         max_norm: largest Euclidean norm of a delta.
         max_weight: largest number of examples a client may claim.
+        verify: called with the update, raises Refused unless its sender's signature is good; None asks for none.
+        base: SHA-256 of the model the clients were sent, which a signed update must name; "" asks for none.
     """
 
     run: str
@@ -43,6 +45,8 @@ class Gate:
     lengths: Mapping[str, int]
     max_norm: float
     max_weight: int = MAX_WEIGHT
+    verify: Callable[[Update], None] | None = None
+    base: str = ""
     accepted: set[str] = field(default_factory=set)
     given_up: set[str] = field(default_factory=set)
 
@@ -55,6 +59,7 @@ class Gate:
         self._identity(update)
         self._numbers(update)
         self._layout(update.vectors, update.client)
+        self._origin(update)
         self._values(update.vectors, update.client)
         self.accepted.add(update.client)
         return update
@@ -96,6 +101,13 @@ class Gate:
                 raise Refused("dtype", f"{name} is {getattr(vector, 'dtype', type(vector).__name__)}", where=who)
             if vector.shape != (length,) or not vector.flags.c_contiguous:
                 raise Refused("shape", f"{name} has shape {vector.shape}, not ({length},)", where=who)
+
+    def _origin(self, update: Update) -> None:
+        if self.verify is None:
+            return
+        self.verify(update)
+        if self.base and update.base != self.base:
+            raise Refused("wrong-base", "was trained from another model than this round's", where=update.client)
 
     def _values(self, vectors: Mapping[str, Vector], who: str) -> None:
         for name, vector in vectors.items():

@@ -60,7 +60,10 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """Client to server: `vectors["delta"]` = local model - global model, (P,); `weight` = examples trained on."""
+    """Client to server: `vectors["delta"]` = local model - global model, (P,); `weight` = examples trained on.
+
+    A site with an identity adds `base`, the SHA-256 of the model it started from, and `signature`; both are hex.
+    """
 
     client: str
     round: int
@@ -68,6 +71,8 @@ class Update:
     weight: int
     metrics: Mapping[str, float] = field(default_factory=_empty)
     run: str = ""
+    base: str = ""
+    signature: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +102,8 @@ Reply = Update | Evaluation | Failure
 _KINDS: dict[str, type[Task] | type[Update] | type[Evaluation] | type[Failure]] = {
     c.__name__: c for c in (Task, Update, Evaluation, Failure)
 }
-_INTEGERS, _STRINGS = {"round", "weight"}, {"client", "run", "reason", "detail", "kind"}
+_INTEGERS, _STRINGS = {"round", "weight"}, {"client", "run", "reason", "detail", "kind", "base", "signature"}
+_OPTIONAL = {"base", "signature"}  # left out of the header where they are empty
 
 
 def stamp(reply: Reply, run: str) -> Reply:
@@ -120,7 +126,8 @@ def encode(message: Message) -> bytes:
     """
     kind = type(message).__name__
     fields = {k: getattr(message, k) for k in message.__dataclass_fields__ if k != "vectors"}
-    header = {"type": kind} | {k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()}
+    plain = {k: dict(v) if isinstance(v, Mapping) else v for k, v in fields.items()}
+    header = {"type": kind} | {k: v for k, v in plain.items() if v != "" or k not in _OPTIONAL}
     try:
         head = json.dumps(header, separators=(",", ":"), default=_plain, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -163,7 +170,7 @@ def decode(data: bytes | memoryview, *, limit: int | None = None) -> Message:
     if kind is None:
         raise MessageError("unknown type of message")
     names = set(kind.__dataclass_fields__)
-    if wrong := set(header) ^ (names - {"vectors"}):
+    if wrong := set(header) ^ (names - {"vectors"} - (_OPTIONAL - set(header))):
         raise MessageError(f"fields {sorted(wrong)} are missing or unknown", where=kind.__name__)
     for name, value in header.items():
         _check(name, value)

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ import safetensors.numpy
 from polypfed.core import checkpoint as checkpoints
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import CheckpointError, ConfigError
-from polypfed.core.files import sweep, write_atomic
+from polypfed.core.files import append_lines, sweep, write_atomic
 from polypfed.core.history import History
 from polypfed.core.messages import Failure
 from polypfed.core.model import ModelSpec, Vector
@@ -76,7 +75,7 @@ class RunDirectory:
         if checkpoints.exists(self.path / "checkpoint"):
             raise ConfigError("holds a run already", where=self.path, remedy="Resume it, or choose another folder")
         about = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **about}
-        with self._writing():
+        with self.writing():
             for name in ("history.jsonl", "failures.jsonl"):
                 write_atomic(self.path / name, b"")
             write_atomic(self.path / "run.json", json.dumps(about, indent=1).encode() + b"\n")
@@ -85,9 +84,9 @@ class RunDirectory:
         """Append what is new in `history`, write the model, then the checkpoint that makes both count."""
         rows = [json.dumps(r) for r in history.rows[checkpoint.rows :]]
         failures = [json.dumps(asdict(f)) for f in history.failures[checkpoint.failures :]]
-        with self._writing():
-            _append(self.path / "history.jsonl", rows)
-            _append(self.path / "failures.jsonl", failures)
+        with self.writing():
+            append_lines(self.path / "history.jsonl", rows)
+            append_lines(self.path / "failures.jsonl", failures)
             if checkpoint.x.size:  # a blind server holds no model
                 save_model(self.path / "model.safetensors", checkpoint.spec, checkpoint.x)
             if checkpoint.best is not None and checkpoint.best.size and checkpoint.best_round == checkpoint.round:
@@ -96,7 +95,8 @@ class RunDirectory:
             checkpoints.save(self.path / "checkpoint", checkpoint)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """A disk that refuses is a CheckpointError that says what to do."""
         try:
             yield
         except OSError as error:
@@ -143,13 +143,6 @@ def load_model(path: Path) -> tuple[ModelSpec, Vector]:
         return spec, ModelSpec(spec.parts, spec.boundary).pack(arrays)
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"is not a polypfed model ({error})", where=path) from None
-
-
-def _append(path: Path, lines: list[str]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("".join(line + "\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _first(path: Path, count: int) -> list[dict[str, Any]]:

@@ -43,6 +43,8 @@ class Federation:
         stages: what is done to an update before it leaves: clip, noise, compress, mask, encrypt, in this order. Empty
             sends deltas in clear. `privacy.stages("he")` gives the usual ones of a mode.
         budget: the privacy ledger that noise is charged to; the run ends before it overspends.
+        keys: folder of the server's identity and of the roster, as `polypfed keys` makes it: every update must then be
+            signed by its site, and the heads of the audit log are signed. None asks for no signatures.
         seeded_noise: noise from `seed` instead of the operating system: for simulations, never to protect anybody.
 
     Raises:
@@ -63,6 +65,7 @@ class Federation:
     stages: Sequence[Stage] = ()
     budget: Ledger | None = None
     seeded_noise: bool = False
+    keys: str | Path | None = None
 
     def __post_init__(self) -> None:
         names = [c.name for c in self.clients]

@@ -12,6 +12,7 @@ from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update, one
 from polypfed.core.model import Vector, nbytes
 from polypfed.core.reduce import BUFFERS, InOrder
 from polypfed.core.seeds import derive
+from polypfed.core.signing import base_of
 from polypfed.federation.protocol import Event
 
 if TYPE_CHECKING:
@@ -81,12 +82,14 @@ def collect(engine: "Engine", got: Collected, tasks: Mapping[str, Task]) -> None
 def gate_for(engine: "Engine", number: int, tasks: Mapping[str, Task]) -> Gate:
     """The gate for the answers to `tasks`."""
     largest = engine.fed.max_norm or default_max_norm(engine.now.x)
-    return Gate(engine.now.run, number, frozenset(tasks), engine.lengths, largest)
+    base = base_of(next(iter(tasks.values()))) if engine.verify else ""
+    return Gate(engine.now.run, number, frozenset(tasks), engine.lengths, largest, base=base)
 
 
 def admit(engine: "Engine", gate: Gate, reply: Reply) -> Update | Failure:
     """The update, if it passes; else a failure, which is recorded."""
     if isinstance(reply, Update):
+        gate.verify = engine.verify
         try:
             return gate.admit(reply)
         except Refused as refusal:
@@ -101,6 +104,7 @@ def record(engine: "Engine", failure: Failure) -> Failure:
     """Keep a failure; its words may be a stranger's, so they are cut to one line."""
     client, reason, detail = one_line(failure.client), one_line(failure.reason, 40), one_line(failure.detail)
     engine.history.failures.append(Failure(client, failure.round, reason, detail, engine.now.run))
+    engine.witness.failed(engine.history.failures[-1])
     return engine.history.failures[-1]
 
 
@@ -112,4 +116,5 @@ def config_for(engine: "Engine", number: int, name: str, reply_bytes: int) -> di
         "strategy": dict(engine.strategy),
         "accepted": engine.now.accepted.get(name, 0),
         "reply_bytes": reply_bytes,
+        **engine.witness.head(),
     }

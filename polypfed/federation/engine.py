@@ -3,7 +3,7 @@
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polypfed.clients.base import HasInitial, agreed
+from polypfed.core import checkpoint as checkpoints
+from polypfed.core.audit import Signer, Verifier
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import CheckpointError, ConfigError, LayoutError, QuorumError, Refused
 from polypfed.core.gate import admit_evaluation, max_bytes, norm_of
@@ -23,9 +25,12 @@ from polypfed.core.reduce import BUFFERS
 from polypfed.core.rundir import RunDirectory, machine
 from polypfed.core.seeds import derive
 from polypfed.core.settings import site_names, whole
+from polypfed.core.signing import verifying
 from polypfed.federation.collect import Collected, collect, config_for, record
 from polypfed.federation.flight import fill
 from polypfed.federation.protocol import Backend, Event, Host, Listener
+from polypfed.federation.witness import Witness
+from polypfed.privacy.keyring import member_verifiers, own_signer
 from polypfed.strategies.base import Cohort, Scores, nested, rehearse, uploads
 from polypfed.strategies.fedbuff import FedBuff
 from polypfed.strategies.keepbest import KeepBest
@@ -41,8 +46,10 @@ class Engine:
     def __init__(self, fed: "Federation", backend: Backend, directory: Path | None, listen: Listener | None) -> None:
         self.fed, self.backend = fed, backend
         self.folder = RunDirectory(directory) if directory else None
-        self.tell: Listener = listen or (lambda event: None)
+        self._listen: Listener = listen or (lambda event: None)
         self.history = History()
+        self.witness = Witness(self, directory, self._signer)
+        self.verify: Callable[[Update], None] | None = None
         self.strategy = Registry.describe(fed.strategy)
         self.now: Checkpoint
         self._stack = ExitStack()
@@ -59,17 +66,33 @@ class Engine:
             if not self.sites:
                 raise ConfigError("there is no site", where="clients")
             site_names(self.sites)
+            self.verify = verifying(self._verifiers())
             self.asked = min(len(self.sites), self.fed.per_round or len(self.sites))
             whole("quorum", self.fed.quorum, 1, self.asked)
             self._stack = self._stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.witness.stopped(kind)
         self._stack.close()
 
     def _place(self) -> Path | None:
         """Where hosted clients keep what they must."""
         return self.folder.path if self.folder else None
+
+    def _signer(self) -> Signer | None:
+        """Of the heads of the audit log."""
+        return own_signer(self.fed.keys) if self.fed.keys else None
+
+    def _verifiers(self) -> Mapping[str, Verifier]:
+        """Who must sign, and how that is checked; nobody without keys."""
+        return member_verifiers(self.fed.keys) if self.fed.keys else {}
+
+    def tell(self, event: Event) -> None:
+        """To the audit log, then to whoever listens."""
+        self.witness.saw(event)
+        self._listen(event)
 
     @property
     def least(self) -> int:
@@ -90,6 +113,7 @@ class Engine:
         self.now = Checkpoint(run, self._settings(layout.digest), 0, spec, fixed(x.copy()), state)
         if self.folder:
             self.folder.begin({"run": run, "settings": self.now.settings, "machine": machine()})
+        self.witness.open("begin")
         self._evaluate({})
         for strategy in nested(self.fed.strategy):
             if isinstance(strategy, KeepBest):
@@ -115,6 +139,7 @@ class Engine:
                     where=self.folder.path,
                     remedy="Resume with the settings the run began with",
                 )
+        self.witness.open("resume", skipped=checkpoints.skipped(self.folder.path / "checkpoint", self.now.round))
 
     def _check(self, layout: ModelSpec) -> None:
         """Refuse before round 1 what cannot work."""
@@ -158,8 +183,7 @@ class Engine:
                 break
             self.tell(Event("abandoned", number))
         else:
-            if self.folder:
-                self.folder.commit(self.now, self.history)  # the failures, for whoever mends them
+            self._save()  # the failures, for whoever mends them
             raise QuorumError(
                 f"round {number}: {self._too_few(got)}",
                 remedy="See failures.jsonl for the reasons, mend them and resume the run",
@@ -167,8 +191,10 @@ class Engine:
         self._step(number, got)
         self.now.round = number
         self._evaluate(got.local_models)
-        if not self.fed.strategy.keeps(_scores(before), _scores(self.now)):
+        kept = self.fed.strategy.keeps(_scores(before), _scores(self.now))
+        if not kept:
             self._roll_back(before)
+        self.witness.done(not kept)
         totals = {"accepted": len(got.accepted), "failed": got.failed, "round_s": monotonic() - begun}
         totals |= {"bytes_down": got.down, "bytes_up": got.up}
         self.history.rows += [row(number, "", name, value) for name, value in totals.items()]
@@ -190,6 +216,7 @@ class Engine:
         broadcast = self.fed.strategy.broadcast(self.now.x[self.now.spec.trainable], shared(self.now.state))
         vectors = shared({"model": self.now.x, **broadcast, **self._more_vectors()})
         config = {n: config_for(self, number, n, max_bytes(self.lengths)) | self._more_config() for n in names}
+        config = {n: told | {"cohort": len(names)} for n, told in config.items()}
         got = self._collected(number, names)
         collect(self, got, {n: Task(number, "fit", vectors, config[n]) for n in names})
         return got
@@ -217,7 +244,7 @@ class Engine:
         if not working:  # an empty round: nothing moves, no moment decays
             return
         cohort = Cohort(number, tuple(working), tuple(working.values()), len(self.sites))
-        buffers = now.x[now.spec.buffers] + mean.pop(BUFFERS)
+        buffers = now.spec.moved_buffers(now.x, mean.pop(BUFFERS))
         moved, state = self.fed.strategy.step(now.x[now.spec.trainable], shared(now.state), mean, cohort)
         x = np.concatenate([moved, buffers]) if buffers.size else np.ascontiguousarray(moved)
         if x.dtype != np.float32 or x.shape != now.x.shape:
@@ -241,7 +268,9 @@ class Engine:
             r["metric"] = f"candidate/{r['metric']}"
         self.history.rows += _score_rows(number, _scores(before))
         self.history.rows.append(row(number, "", "rejected", 1))
-        self.now = replace(before, round=number, rows=now.rows, failures=now.failures, privacy=now.privacy)
+        self.now = replace(
+            before, round=number, rows=now.rows, failures=now.failures, privacy=now.privacy, audit=now.audit
+        )
 
     def _evaluate(self, local_models: Mapping[str, Vector]) -> None:
         """The global model, and under "matrix" every local one, on every site's validation set."""
@@ -305,9 +334,14 @@ class Engine:
         }
         return dict(json.loads(json.dumps(settings)))  # as a checkpoint gives it back
 
-    def _commit(self) -> None:
+    def _save(self) -> None:
         if self.folder:
+            with self.folder.writing():
+                self.now.audit = self.witness.seal()
             self.folder.commit(self.now, self.history)
+
+    def _commit(self) -> None:
+        self._save()
         self.tell(Event("saved", self.now.round))
 
 

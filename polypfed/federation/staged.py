@@ -76,10 +76,13 @@ class StagedEngine(Engine):
         root = self.folder.path if self.folder else Path(tempfile.mkdtemp(prefix="polypfed-"))
         if not self.folder:
             self._stack.callback(shutil.rmtree, root, ignore_errors=True)
-        if self.fed.clients:
+        if self.fed.clients and not self.fed.keys:
             provision([c.name for c in self.fed.clients], root)
-        self.identity, self.roster = open_keys(root / "keys")
+        self.identity, self.roster = open_keys(Path(self.fed.keys or root / "keys"))
         return root
+
+    def _signer(self) -> Any:
+        return self.identity.signer if self.keyed else super()._signer()
 
     @property
     def least(self) -> int:
@@ -162,8 +165,8 @@ class StagedEngine(Engine):
         ledger = (Ledger.from_json(spent) if spent else budget).charge(noise.multiplier)
         self.now.privacy = self.now.privacy | {"ledger": ledger.to_json()}
         self.history.rows.append(row(number, "", "epsilon", ledger.spent))
-        if self.folder:  # before the release: a run that is killed behind it must not forget what it cost
-            self.folder.commit(self.now, self.history)
+        self.witness.spent(number, ledger.spent)
+        self._save()  # before the release: a run that is killed behind it must not forget what it cost
 
     def until(self, rounds: int) -> Any:
         """Rounds up to `rounds`, or to the last one that the privacy budget allows."""

@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from polypfed.core.errors import MessageError
 from polypfed.core.files import write_atomic
 from polypfed.core.messages import strict_json
 from polypfed.privacy.errors import KeyRefused
+from polypfed.privacy.frames import Signer, Verifier
 from polypfed.privacy.roster import Identity, Roster
 
 IDENTITY, ROSTER = "identity.key", "roster.json"
@@ -16,8 +17,11 @@ SERVER_NAME = "server"
 
 
 def write_roster(path: Path, roster: Roster) -> None:
-    """Write the public keys as JSON."""
-    write_atomic(path, json.dumps(roster.to_json(), indent=1).encode() + b"\n")
+    """Write the public keys as JSON; another roster that was there stays beside it, for what was made under it."""
+    data = json.dumps(roster.to_json(), indent=1).encode() + b"\n"
+    if path.exists() and path.read_bytes() != data:
+        path.replace(path.with_name(f"{path.stem}-{read_roster(path).digest.hex()[:16]}.json"))
+    write_atomic(path, data)
 
 
 def read_roster(path: Path) -> Roster:
@@ -41,13 +45,42 @@ def open_keys(folder: Path) -> tuple[Identity, Roster]:
     return Identity.load(folder / IDENTITY), read_roster(folder / ROSTER)
 
 
-def provision(names: Sequence[str], root: Path) -> None:
+def rosters(folder: Path) -> list[Roster]:
+    """The roster in a `keys` folder, and behind it the ones before it."""
+    earlier = sorted(folder.glob(f"{Path(ROSTER).stem}-*.json"))
+    return [read_roster(path) for path in (folder / ROSTER, *earlier)]
+
+
+def own_signer(folder: str | Path) -> Signer:
+    """What signs with the identity in a `keys` folder.
+
+    Raises:
+        KeyRefused: there is none that can be used.
+    """
+    return Identity.load(Path(folder) / IDENTITY).signer
+
+
+def member_verifiers(folder: str | Path) -> dict[str, Verifier]:
+    """By name, what checks the signatures of the roster's members.
+
+    Raises:
+        KeyRefused: there is no roster.
+    """
+    return {member.name: member.verifier for member in read_roster(Path(folder) / ROSTER).members}
+
+
+def provision(
+    names: Sequence[str], root: Path, *, sites: Mapping[str, Path] | None = None, server: Path | None = None
+) -> None:
     """Identities for every site of a simulation and its server, and the roster of all, below `root`; kept if there.
+
+    Args:
+        sites, server: their `keys` folders, where those are elsewhere.
 
     Real sites make their own identity and compare the roster by fingerprint: `polypfed keys`.
     """
-    folders = {name: root / "sites" / name / "keys" for name in names}
-    folders[SERVER_NAME if SERVER_NAME not in names else "server-"] = root / "keys"
+    folders = dict(sites) if sites else {name: root / "sites" / name / "keys" for name in names}
+    folders[SERVER_NAME if SERVER_NAME not in names else "server-"] = server or root / "keys"
     members = {}
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)

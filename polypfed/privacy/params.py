@@ -39,7 +39,7 @@ class HEParams:
         lanes: values per slot.
         degree: N, slots per ciphertext.
         prime: q, the coefficient modulus.
-        slots: the plain modulus t = 1 mod 2N and the lanes below it.
+        slots: the plain modulus t and the lanes below it; a coefficient each.
 
     Example:
         >>> params = HEParams.for_sites(8, bits=8)
@@ -107,12 +107,9 @@ class HEParams:
 
     @cached_property
     def slots(self) -> Slots:
-        """The largest base whose `lanes`-th power fits a prime t = 1 mod 2N with 44 * sites * t <= q."""
-        limit = self.prime // (44 * self.sites)
-        base = min(_root(limit, self.lanes), 1 << 32)
-        while (modulus := _prime_from(base**self.lanes, 2 * self.degree, limit)) is None:
-            base -= 1
-        return Slots(modulus, base, self.lanes, self.sites)
+        """The largest base whose `lanes`-th power t keeps 44 * sites * t <= q."""
+        base = min(_root(self.prime // (44 * self.sites), self.lanes), 1 << 32)
+        return Slots(base**self.lanes, base, self.lanes, self.sites)
 
     @property
     def bits(self) -> float:
@@ -128,7 +125,7 @@ class HEParams:
     def id(self) -> bytes:
         """8 bytes: equal parameters, equal ids."""
         numbers = (self.profile, self.sites, self.lanes, self.degree, self.prime, self.slots.modulus, self.slots.base)
-        return hashlib.sha256(repr(("polypfed bfv 1", *numbers)).encode()).digest()[:8]
+        return hashlib.sha256(repr(("polypfed bfv 2", *numbers)).encode()).digest()[:8]
 
 
 def _root(value: int, k: int) -> int:
@@ -137,14 +134,6 @@ def _root(value: int, k: int) -> int:
     while guess**k > value:
         guess -= 1
     return guess
-
-
-def _prime_from(low: int, step: int, limit: int) -> int | None:
-    """The smallest prime p = 1 mod step with low <= p <= limit."""
-    for value in range((low + step - 2) // step * step + 1, limit + 1, step):
-        if is_prime(value):
-            return value
-    return None
 
 
 def is_prime(n: int) -> bool:

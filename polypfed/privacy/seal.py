@@ -4,7 +4,8 @@ TenSEAL's vectors and contexts cannot do without relinearisation keys and never 
 directly. SEAL reads and writes by path only: an anonymous memory file where the system has one.
 
 A ciphertext in a stream: a header of 16 bytes, then (compressed by zstd) parameters id and sizes (73 bytes), an array
-of 64-bit coefficients, and either the second polynomial or the 64-byte seed it grows from.
+of 64-bit coefficients, and either the second polynomial or the 64-byte seed it grows from. Slots are the coefficients
+of the plain polynomial: they add one by one as they would after SEAL's batch encoding, which takes Python lists.
 """
 
 import os
@@ -29,6 +30,7 @@ from polypfed.privacy.slots import Integers
 SEED = 64
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, size of this header, version major and minor, compression, 0, total size
 _PREFIX = 73  # parameters id, NTT flag, polynomials, degree, primes, scale, correction factor
+_PLAIN_PREFIX = 72  # parameters id, coefficients, scale, and the header and the length of the array
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Scheme:
         magic, _, major, minor, *_ = _HEADER.unpack_from(stream)
         return magic, major, minor, body_of(stream)[:_PREFIX]
 
-    def _wrap(self, *parts: bytes) -> bytes:
+    def wrap(self, *parts: bytes) -> bytes:
+        """A stream of SEAL's, not compressed."""
         magic, major, minor, _ = self._frame
         size = _HEADER.size + sum(map(len, parts))
         return b"".join([_HEADER.pack(magic, _HEADER.size, major, minor, 0, 0, size), *parts])
@@ -130,10 +133,10 @@ class Scheme:
         """A SEAL ciphertext from c0 (N,) and either a seed or c1 as bytes."""
         seeded = len(rest) == SEED
         words = c0.tobytes() if seeded else c0.tobytes() + rest
-        array = self._wrap(struct.pack("<Q", len(words) // 8), words)
-        seed = self._wrap(b"\x01", rest) if seeded else b""  # 1: Blake2xb, SEAL's default generator
+        array = self.wrap(struct.pack("<Q", len(words) // 8), words)
+        seed = self.wrap(b"\x01", rest) if seeded else b""  # 1: Blake2xb, SEAL's default generator
         found = self.api.Ciphertext()
-        found.load(self.context, self.channel.write(self._wrap(self._frame[3], array, seed)))
+        found.load(self.context, self.channel.write(self.wrap(self._frame[3], array, seed)))
         return found
 
     def parse(self, stream: bytes) -> tuple[NDArray[np.uint64], bytes]:
@@ -190,23 +193,21 @@ class KeyHolder:
         api, channel = self.scheme.api, self.scheme.channel
         if len(secret) != 8 * params.degree:
             raise KeyRefused(f"{len(secret)} bytes are no key of degree {params.degree}", where="secret")
-        spare = api.KeyGenerator(self.scheme.context).secret_key()
-        spare.save(channel.write())
-        stream = channel.read()
-        body = body_of(stream)
-        magic, size, major, minor, _, _, _ = _HEADER.unpack_from(stream)
-        header = _HEADER.pack(magic, size, major, minor, 0, 0, _HEADER.size + len(body))
+        api.KeyGenerator(self.scheme.context).secret_key().save(channel.write())
+        head = body_of(channel.read())[: -len(secret)]
         key = api.SecretKey()
         try:
-            key.load(self.scheme.context, channel.write(header, body[: -len(secret)], secret))
+            key.load(self.scheme.context, channel.write(self.scheme.wrap(head, secret)))
         except (RuntimeError, ValueError) as error:
             raise KeyRefused(f"SEAL does not take the key ({error})", where="secret") from None
         finally:
             channel.write()
         self._encryptor = api.Encryptor(self.scheme.context, key)
         self._decryptor = api.Decryptor(self.scheme.context, key)
-        self._encoder = api.BatchEncoder(self.scheme.context)
-        self._plain = api.Plaintext()
+        self._plain = api.Plaintext(params.degree)
+        self._plain.save(channel.write())
+        zeros = bytes(8 * params.degree)
+        self._plain_head = self.scheme.wrap(body_of(channel.read())[:_PLAIN_PREFIX], zeros)[: -len(zeros)]
 
     @staticmethod
     def new_secret(params: HEParams, scheme: Scheme | None = None) -> bytes:
@@ -220,13 +221,12 @@ class KeyHolder:
     def encrypt(self, slots: Integers) -> Ciphertexts:
         """Slots (n,) below t as ceil(n / N) ciphertexts; the last is filled up with zeros."""
         n, channel = self.params.degree, self.scheme.channel
-        rows = [slots[i : i + n].tolist() for i in range(0, slots.size, n)]
-        c0 = np.empty((len(rows), n), np.uint64)
-        rest: list[bytes] = []
-        path = channel.write()
-        for row, values in enumerate(rows):
-            self._encoder.encode(values, self._plain)
-            self._encrypt(path)
+        plain = np.zeros((-(-slots.size // n), n), "<u8")
+        plain.reshape(-1)[: slots.size] = slots
+        c0, rest = np.empty(plain.shape, np.uint64), list[bytes]()
+        for row, values in enumerate(plain):
+            self._plain.load(self.scheme.context, channel.write(self._plain_head, values.data))
+            self._encrypt(channel.path)
             c0[row], tail = self.scheme.parse(channel.read())
             rest.append(tail)
         if self.scheme.seeded:
@@ -244,12 +244,14 @@ class KeyHolder:
     def decrypt(self, given: Ciphertexts) -> NDArray[np.uint64]:
         """The slots of m ciphertexts, (m * N,) uint64."""
         m, n = given.c0.shape
-        out = np.empty((m, n), np.uint64)
+        out = np.zeros((m, n), np.uint64)
         for row in range(m):
             seeds = [s[row].tobytes() for s in given.seeds]
             total = self.scheme.expand(given.c0[row], seeds, None if given.c1 is None else given.c1[row])
             self._decryptor.decrypt(total, self._plain)
-            out[row] = self._encoder.decode_uint64(self._plain)
+            self._plain.save(self.scheme.channel.write())
+            found = np.frombuffer(body_of(self.scheme.channel.read()), "<u8", offset=_PLAIN_PREFIX)
+            out[row, : found.size] = found  # SEAL leaves out zeros at the end
         return out.reshape(-1)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polypfed.core.errors import DataError
+from polypfed.core.journal import FILE as JOURNAL
 from polypfed.report.pictures import Picture, read_pictures
 from polypfed.select import Decision, read_decisions
 
@@ -90,6 +91,23 @@ def read_run(directory: str | Path) -> Run:
         decisions=tuple(d for site in _folders(run / "sites") for d in read_decisions(site, site.name)),
         pictures=read_pictures(run),
     )
+
+
+def read_progress(directory: str | Path) -> tuple[Run, tuple[Mapping[str, Any], ...]]:
+    """What a run has recorded so far, without its pictures and decisions, and its journal; nothing need be there yet.
+
+    Raises:
+        DataError: one of the files is not what its name says.
+    """
+    run = Path(directory)
+    found = Run(
+        name=run.resolve().name,
+        cells=_cells(run / "history.jsonl"),
+        failures=tuple(_lines(run / "failures.jsonl")),
+        facts=_object(run / "run.json"),
+        config=_config(run / "config.toml"),
+    )
+    return found, tuple(_lines(run / JOURNAL))
 
 
 def _cells(path: Path) -> dict[tuple[str, str, int], float]:

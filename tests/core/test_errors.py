@@ -20,6 +20,7 @@ def test_a_message_is_where_what_and_the_way_out() -> None:
         (errors.StateError, Exception),
         (errors.QuorumError, Exception),
         (errors.CheckpointError, Exception),
+        (errors.AuditError, Exception),
         (errors.BackendError, Exception),
     ],
 )
@@ -32,7 +33,7 @@ def test_every_error_is_ours_and_what_python_users_expect(kind: type[errors.Poly
 def test_the_tree_in_the_docstring_names_every_error() -> None:
     tree = errors.__doc__ or ""
     kinds = [n for n, k in vars(errors).items() if isinstance(k, type) and issubclass(k, errors.PolypfedError)]
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     assert all(name in tree for name in kinds)
 
 

@@ -20,11 +20,17 @@ from polypfed.core.gate import (
 from polypfed.core.messages import Evaluation, Failure, Task, Update, encode
 
 DELTA = np.array([3.0, 4.0], np.float32)
-GOOD = Update("a", 5, {"delta": DELTA}, 10, {"loss": 0.5}, "run")
+GOOD = Update("a", 5, {"delta": DELTA}, 10, {"loss": 0.5}, "run", base="m", signature="good")
+
+
+def signed(update: Update) -> None:
+    """Real signatures: tests/federation/test_signed.py."""
+    if update.signature != "good":
+        raise Refused("signature", "is not signed", where=update.client)
 
 
 def gate() -> Gate:
-    return Gate("run", 5, frozenset({"a", "b"}), {"delta": 2}, max_norm=100.0)
+    return Gate("run", 5, frozenset({"a", "b"}), {"delta": 2}, max_norm=100.0, verify=signed, base="m")
 
 
 def vectors(**named: Any) -> dict[str, Any]:
@@ -32,6 +38,10 @@ def vectors(**named: Any) -> dict[str, Any]:
 
 
 HOSTILE: list[tuple[str, dict[str, Any]]] = [
+    ("signature", {"signature": ""}),
+    ("signature", {"signature": "forged"}),
+    ("wrong-base", {"base": ""}),
+    ("wrong-base", {"base": "other"}),
     ("unknown-client", {"client": "stranger"}),
     ("unknown-client", {"client": "A"}),
     ("unknown-client", {"client": None}),

@@ -10,6 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from polypfed.detect.template import Template
+from tests.detect.random_arrays import random_arrays
 
 
 @pytest.fixture(scope="session")
@@ -36,21 +37,6 @@ def template() -> Template:
 def arrays(template):
     """Random weights and statistics for the template, without torch."""
     return random_arrays(template)
-
-
-def random_arrays(template: Template, seed: int = 0) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    arrays = {}
-    for slot in template.blank("fp32").slots:
-        out, height, width, deep = slot.shape
-        arrays[slot.layer.weight] = rng.normal(0, 0.3, (out, deep, height, width)).astype(np.float32)
-        if slot.layer.norm:
-            for name in ("weight", "bias", "running_mean"):
-                arrays[f"{slot.layer.norm}.{name}"] = rng.normal(0, 0.5, out).astype(np.float32)
-            arrays[f"{slot.layer.norm}.running_var"] = rng.uniform(0.2, 2, out).astype(np.float32)
-        else:
-            arrays[f"{slot.layer.name}.bias"] = rng.normal(0, 0.3, out).astype(np.float32)
-    return arrays
 
 
 @pytest.fixture(scope="session")

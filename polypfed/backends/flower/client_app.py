@@ -14,7 +14,7 @@ from polypfed.backends.flower.records import pack_reply, unpack_task
 from polypfed.backends.flower.watch import cut_off
 from polypfed.backends.local import open_site
 from polypfed.backends.resident import ask
-from polypfed.backends.site_file import SiteFile
+from polypfed.backends.site_file import Later, SiteFile
 from polypfed.core.errors import ConfigError, PolypfedError
 from polypfed.core.messages import Failure, Reply, Task
 
@@ -59,6 +59,6 @@ def _reply(site: SiteFile, task: Task, asked: str, deadline: float, worker: obje
         return ask(Path(str(worker)), site.name, task, deadline)
     try:
         with cut_off(deadline):
-            return open_site(site.open(), site.state).perform(task)
+            return open_site(Later(site), site.state).perform(task)
     except PolypfedError as error:
         return Failure(site.name, task.round, "client", str(error), task.run)

@@ -17,10 +17,12 @@ from polypfed.backends.flower import templates
 from polypfed.backends.flower.certificates import Authority, pem, private_pem, site_keys, write_secret
 from polypfed.backends.flower.server_app import ServerFile, until_free
 from polypfed.backends.flower.site import environment, program
+from polypfed.backends.site_file import KEYS
 from polypfed.core.errors import BackendError, ConfigError, QuorumError
 from polypfed.core.files import write_atomic
 from polypfed.core.messages import one_line
 from polypfed.core.settings import site_names
+from polypfed.privacy import keyring
 
 log = logging.getLogger(__name__)
 CONNECTION = "deploy"
@@ -74,6 +76,7 @@ def write(folder: str | Path, plan: Plan) -> Path:
     _server(folder / "server", plan, authority)
     for index, name in enumerate(plan.sites):
         _site(folder, name, _PORT_OF_SITES + index, plan)
+    keyring.provision(plan.sites, folder, server=folder / "server" / KEYS)
     (folder / "README.md").write_text(templates.readme(plan.host, plan.port, plan.sites))
     return folder
 

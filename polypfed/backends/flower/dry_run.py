@@ -4,7 +4,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,12 @@ def dry_run(path: str | Path, strategy: str = "fedavg") -> Findings:
     _check_key(site.place("key").with_suffix(".pub"))
     with sealed(), tempfile.TemporaryDirectory(prefix="pf-") as scratch:
         client = site.open()
+        open_ = replace(
+            site.policy, approve=False, min_cohort=None, epsilon=None
+        )  # nothing leaves, nobody else is there
+        charter = replace(site.charter, policy=open_, audit=None)
         tasks = _tasks(client, Registry.build({"name": strategy}))
-        shell = Site(client, Path(scratch))
+        shell = Site(client, Path(scratch), charter)
         replies = {kind: shell.perform(task) for kind, task in tasks.items()}
     sizes = {kind: _size(reply) for kind, reply in replies.items()}
     return Findings(site.name, str(site.engine["server"]), days, replies, sizes)

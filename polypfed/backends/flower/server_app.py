@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from polypfed.backends.flower.grid import OverGrid
 from polypfed.backends.flower.roll import Roll, read_keys
-from polypfed.backends.site_file import call, read
+from polypfed.backends.site_file import call, read, with_keys
 from polypfed.core.errors import BackendError, ConfigError, PolypfedError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
@@ -100,6 +100,7 @@ def conduct(grid: Grid, file: ServerFile) -> History:
     fed, rounds = call(file.federation, file.path, sorted(keys), file.path.parent, **file.settings)
     if not isinstance(fed, Federation):
         raise ConfigError(f"{file.federation} gave no Federation", where=file.path)
+    fed = with_keys(fed, file.path.parent)
     roll = Roll(grid.get_nodes, keys, fed.quorum)
     online = roll.wait(len(keys), file.wait)
     log.info("%d of %d sites are online: %s", len(online), len(keys), ", ".join(sorted(online)))

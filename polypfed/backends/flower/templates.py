@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from polypfed.backends.flower.site import OFFLINE
-from polypfed.backends.texts import table, unit, value
+from polypfed.backends.texts import POLICY, table, unit, value
 
 _EXPORTS = "\n".join(f"export {name}={value}" for name, value in OFFLINE.items())
 _HEAD = f"""#!/bin/sh
@@ -114,7 +114,7 @@ def site_toml(name: str, client: str, server: str, port: int, settings: Mapping[
 name = {value(name)}
 client = {value(client)}
 state = "state"     # what this site keeps between rounds: back it up, or the run must start anew
-{table("settings", settings)}{table("flower", engine)}"""
+{table("settings", settings)}{POLICY}{table("flower", engine)}"""
 
 
 def readme(host: str, port: int, sites: Sequence[str]) -> str:
@@ -164,7 +164,12 @@ labels and file names never do. It opens no port to the outside: it dials out to
 2. Look at `site.toml`. The private key `site.key` must stay readable by its owner only (mode 0600).
 3. `polypfed site dry-run site.toml` checks everything, trains once on this site's data, and shows what would be sent.
    It sends nothing.
-4. `./start.sh` joins (or enable `polypfed-site.service`). It may be stopped and started at any time.
+4. `polypfed policy approve site.toml --study study.toml` lets the federation do here what the study says, and nothing
+   else. Without a study, `polypfed policy show site.toml` lists what the server has asked for; approve it by its hash.
+5. `./start.sh` joins (or enable `polypfed-site.service`). It may be stopped and started at any time.
+
+`polypfed audit show state` tells what was asked of this site and what left it; `polypfed audit export` writes it for a
+data protection officer. `keys/identity.key` signs this site's updates: keep it secret (mode 0600).
 
 | message | meaning |
 |---|---|

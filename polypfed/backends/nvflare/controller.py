@@ -18,7 +18,7 @@ from nvflare.apis.signal import Signal
 
 from polypfed.backends.nvflare.exchange import ExchangeController, names_of
 from polypfed.backends.nvflare.payload import Layout
-from polypfed.backends.site_file import call, read
+from polypfed.backends.site_file import call, read, with_keys
 from polypfed.core.errors import ConfigError, PolypfedError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
@@ -98,7 +98,9 @@ class PolypController(ExchangeController):
             file = self._file(workspace, fl_ctx)
             folder = file.directory / self.run
             history = self._conduct(file, folder, abort_signal, fl_ctx)
-        except PolypfedError as error:
+        except Exception as error:
+            if not isinstance(error, PolypfedError):  # a mistake of ours or of the federation's own code
+                log.exception("the run failed")
             _note(folder, {"status": "failed", "error": type(error).__name__, "detail": str(error)})
             self.system_panic(str(error), fl_ctx)
         else:
@@ -121,6 +123,7 @@ class PolypController(ExchangeController):
         fed, rounds = call(file.federation, file.path, sites, file.path.parent, **file.settings)
         if not isinstance(fed, Federation):
             raise ConfigError(f"{file.federation} gave no Federation", where=file.path)
+        fed = with_keys(fed, file.path.parent)
         self._patience = file.patience
         backend, rounds = _Sites(self, fed, sites, abort, fl_ctx), self.rounds or rounds
         begun = (folder / "run.json").exists()
@@ -153,9 +156,8 @@ def _tell(event: Event) -> None:
 
 
 def _outcome(history: History) -> dict[str, Any]:
-    assert history.model is not None
-    digest = hashlib.sha256(history.model.tobytes()).hexdigest()
-    log.info("the run is complete: model %s", digest)
+    digest = "" if history.model is None else hashlib.sha256(history.model.tobytes()).hexdigest()
+    log.info("the run is complete: model %s", digest or "at the sites")  # under encryption only they have it
     return {"status": "completed", "rounds": history.rows[-1]["round"] if history.rows else 0, "sha256": digest}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from polypfed.backends.texts import table, value
+from polypfed.backends.texts import POLICY, table, value
 
 _BUILDERS = """builders:
   - {path: nvflare.lighter.impl.workspace.WorkspaceBuilder, args: {template_file: [master_template.yml]}}
@@ -56,12 +56,15 @@ def site_toml(name: str, client: str, settings: Mapping[str, Any]) -> str:
 name = {value(name)}
 client = {value(client)}
 state = "../state"      # what this site keeps between rounds, one folder per run; back it up
-{table("settings", settings)}"""
+{table("settings", settings)}{POLICY}"""
 
 
-def readme(host: str, port: int, admin_port: int, sites: Sequence[str], admin: str, expires: date) -> str:
+def readme(
+    host: str, port: int, admin_port: int, sites: Sequence[str], admin: str, expires: date, prints: Mapping[str, str]
+) -> str:
     """The folder's own README."""
     folders = "\n".join(f"- `kits/{name}` goes to {name}." for name in sites)
+    roster = "\n".join(f"| {name} | `{print_}` |" for name, print_ in sorted(prints.items()))
     return f"""# A polypfed deployment on NVFlare
 
 Server: `{host}`, port {port} for sites and {admin_port} for administrators. Sites: {", ".join(sites)}.
@@ -73,6 +76,14 @@ Server: `{host}`, port {port} for sites and {admin_port} for administrators. Sit
 - `ca/` holds what signs certificates. Keep it off the server.
 
 Hand the folders over by a way you trust, and delete your copies: each holds a private key. Each has a README.
+
+For encrypted and masked runs (`[privacy]` in the study) each site has keys of its own in `local/keys`, and a roster of
+all public ones; the server has none that opens anything. `polypfed keys inspect local/keys/roster.json` at each site
+must show:
+
+| site | fingerprint |
+|---|---|
+{roster}
 """
 
 
@@ -104,11 +115,15 @@ Certificates are valid until **{expires}**.
 1. Install: `pip install 'polypfed[nvflare,yolo]'`.
 2. Look at `local/polypfed.toml`: it names this site's data. A job cannot change it, and cannot bring code.
 3. NVFlare's own privacy filters apply if you write `local/privacy.json` (see `local/privacy.json.sample`): they see
-   every update as weight differences, layer by layer, before it leaves.
-4. `./start.sh` joins (or enable `polypfed-nvflare.service`). A site that comes back while a job runs takes part again
+   every update as weight differences, layer by layer, before it leaves. What they change no longer fits this site's
+   signature: the server's owner must then move `local/keys/roster.json` away, or it is refused.
+4. `polypfed policy approve local/polypfed.toml --study local/study.toml` lets the federation do here what the study
+   says, and nothing else; `polypfed policy show` lists what the server has asked for.
+5. `./start.sh` joins (or enable `polypfed-nvflare.service`). A site that comes back while a job runs takes part again
    in the next job.
 
-Below `state/` lies what this site keeps between rounds; a run's folder may be deleted when its study is over.
+`polypfed audit show state` tells what was asked of this site and what left it. Below `state/` lies what this site keeps
+between rounds; a run's folder may be deleted when its study is over.
 """
 
 

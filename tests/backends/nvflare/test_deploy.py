@@ -16,6 +16,7 @@ from polypfed.backends.nvflare.kit import CLASSES, expiry, fit_kit
 from polypfed.backends.site_file import SiteFile
 from polypfed.cli import deploy_nvflare
 from polypfed.core.errors import BackendError, ConfigError, QuorumError
+from polypfed.privacy.keyring import open_keys
 
 ADMIN = "admin@polypfed.org"
 KITS = ["localhost", "north", "south", ADMIN]
@@ -42,9 +43,24 @@ def test_everybody_gets_a_kit_with_a_readme(folder: Path) -> None:
 
 def test_private_keys_are_their_owners_alone(folder: Path) -> None:
     keys = list((folder / "kits").rglob("*.key"))
-    assert len(keys) == 4
+    assert len(keys) == 7  # four of NVFlare, three identities
     assert {stat.S_IMODE(key.stat().st_mode) for key in keys} == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_every_site_has_an_identity_and_all_have_one_roster(folder: Path) -> None:
+    """The server's identity only signs: it is in nobody's roster of members, and it holds no site's."""
+    kits = {name: folder / "kits" / name / "local" / "keys" for name in KITS}
+    assert not kits[ADMIN].exists()
+    opened = {name: open_keys(kits[name]) for name in KITS if name != ADMIN}
+    assert len({found.digest for _, found in opened.values()}) == 1
+    _, pinned = opened["localhost"]
+    assert pinned.names == ["north", "south"]
+    for name in pinned.names:
+        assert opened[name][0].public == pinned[name]
+        assert pinned[name].fingerprint in (folder / "README.md").read_text()
+    assert opened["localhost"][0].public == pinned.server
+    assert sorted(p.name for p in kits["localhost"].iterdir()) == ["identity.key", "roster.json"]
 
 
 def test_the_day_on_which_certificates_expire_is_stated(folder: Path) -> None:

@@ -31,6 +31,7 @@ class Deployment:
         deploy.write(self.folder, plan)
         for index, name in enumerate(self.names):
             self.edit(f"sites/{name}/site.toml", f"port = {9094 + index}", f"port = {self.ports[index]}")
+            self.edit(f"sites/{name}/site.toml", "approve = true", "approve = false")  # tests/clients/test_policy.py
         self.environment = os.environ | {
             "POLYPFED_BIN": str(BIN),
             "POLYPFED_HOST": "127.0.0.1",

@@ -36,6 +36,9 @@ class Deployment:
             server_settings=server,
         )
         deploy.write(self.folder, plan)
+        for name in self.names:  # approval: tests/clients/test_policy.py
+            path = self.kit(name) / "local" / "polypfed.toml"
+            path.write_text(path.read_text().replace("approve = true", "approve = false"))
         self.server, self.admin = self.kit("localhost"), self.kit(ADMIN)
         self.environment = os.environ | {
             "POLYPFED_BIN": str(BIN),
@@ -146,3 +149,10 @@ class Deployment:
             self.kill(name)
         time.sleep(0.5)
         return [pid for pid in pids if alive(pid)]
+
+
+def edit(deployment: Deployment, **settings: object) -> None:
+    """The server's settings, as its owner edits them."""
+    path = deployment.server / "local" / "polypfed.toml"
+    head = path.read_text().partition("[settings]")[0]
+    path.write_text(head + "[settings]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))

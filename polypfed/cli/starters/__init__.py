@@ -1,0 +1,1 @@
+"""Starters that `polypfed init` writes."""
