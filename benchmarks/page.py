@@ -1,10 +1,13 @@
 """Writes benchmarks/README.md from the studies and the rows of their results: python benchmarks/page.py"""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from studies import engine, show, study
+
+from polypfed.core.errors import PolypfedError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -71,15 +74,23 @@ def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     return f"{one.against}: mAP50 {base:.3f}. {lead} {near}"
 
 
+def text(budget: str = "small") -> str:
+    """The whole page."""
+    parts = [line for name in ORDER for line in section(name, budget)]
+    scale = RESULTS / "scale" / "table.md"
+    if scale.exists():
+        parts += [SCALE + scale.read_text(encoding="utf-8"), "![Cost against scale](results/scale/plot.svg)\n"]
+    return HEAD + "\n".join(parts) + "\n" + SCRIPTS
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--budget", default="small")
     given = options.parse_args()
-    parts = [line for name in ORDER for line in section(name, given.budget)]
-    scale = RESULTS / "scale" / "table.md"
-    if scale.exists():
-        parts += [SCALE + scale.read_text(encoding="utf-8"), "![Cost against scale](results/scale/plot.svg)\n"]
-    (HERE / "README.md").write_text(HEAD + "\n".join(parts) + "\n" + SCRIPTS, encoding="utf-8")
+    try:
+        (HERE / "README.md").write_text(text(given.budget), encoding="utf-8")
+    except PolypfedError as error:  # the keys of the rows rest on the data and the weights that are found
+        sys.exit(f"page: {error}")
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def test_pooled_training_sees_all_images_and_is_scored_at_every_site(studies: An
     assert found.weight == 9, "and so does a client that is simply given all folders"
 
 
-def test_bench_finds_studies_and_scripts_of_the_checkout(tmp_path: Path) -> None:
+def test_bench_finds_studies_and_scripts_of_the_checkout(tmp_path: Path, real_data: Path) -> None:
     def bench(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from polypfed.cli import main; main()", "bench", *words]
         return subprocess.run(
@@ -177,10 +177,16 @@ def test_bench_finds_studies_and_scripts_of_the_checkout(tmp_path: Path) -> None
     assert "has no cell 'nonsense'" in cell.stderr
 
 
-def test_every_stored_row_is_whole_and_under_the_key_of_its_settings(studies: Any) -> None:
+def test_every_stored_row_is_whole_and_under_the_key_of_its_settings(studies: Any, real_data: Path) -> None:
     for path in sorted((ROOT / "benchmarks" / "results").glob("*/rows.jsonl")):
         rows = studies.engine.read(path)
         assert {studies.study.digest(r["settings"]) for r in rows.values()} == set(rows), path
         assert {r["cell"] for r in rows.values()} <= {
             c.name for budget in ("small", "paper") for c in studies.study.load(path.parent.name, budget).cells
         }, path
+
+
+def test_the_page_is_what_the_rows_say(studies: Any, real_data: Path) -> None:
+    import page
+
+    assert (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8") == page.text()

@@ -58,7 +58,8 @@ def _line(name: str, some: Sequence[Row], base: Sequence[Row] | None, sites: Seq
     cells += [
         f"{mean(r['by_site'][s] for r in some):.3f}" if all(s in r["by_site"] for r in some) else "" for s in sites
     ]
-    cells += [f"{of('kept') / of('images'):.0%}", *[f"{each(some, b):.2f}" for b in ("bytes_up", "bytes_down")]]
+    used = "pooled" if some[0]["settings"]["pool"] else f"{of('kept') / of('images'):.0%}"
+    cells += [used, *[f"{each(some, b):.2f}" for b in ("bytes_up", "bytes_down")]]
     return "| " + " | ".join([*cells, _saved(some, base), f"{of('cpu_s'):.0f}"]) + " |"
 
 
