@@ -11,7 +11,7 @@ export YOLO_OFFLINE := true
 export YOLO_AUTOINSTALL := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check sbom format bench docs clean
+.PHONY: help install demo test check sbom format bench studies docs clean
 
 help:
 	@echo "make demo    install into $(VENV) and run the demonstration: data, training at several sites, report"
@@ -21,6 +21,7 @@ help:
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   the measurements behind the figures of the README"
 	@echo "make docs    these pages into site/, which need no network"
+	@echo "make studies the studies on real images, a few hours; what is done is not repeated"
 	@echo "make clean   remove the environment and all caches"
 
 install: $(STAMP)
@@ -61,12 +62,16 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@set -e; for script in rounds kernels strategies privacy fit_cost synth; do \
+	@set -e; for script in rounds kernels strategies privacy fit_cost synth scale; do \
 	    echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+studies: $(STAMP)
+	@set -e; for study in gap communication active federated-sim generalise central; do \
+	    $(BIN)/polypfed bench $$study; done; cd benchmarks; ../$(BIN)/python page.py
 
 clean:
 	rm -rf $(VENV) build dist site *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
