@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,9 @@ print(json.dumps({"pickles": ours, "torch.load": loads}))
 """
 
 
+@pytest.mark.skipif(not find_spec("ultralytics"), reason="no ultralytics: install polypfed[yolo]")
 def test_a_federation_of_detectors_unpickles_nothing(tmp_path: Path) -> None:
     """`pickle.find_class` is raised by every unpickler, the one written in C among them, whoever calls it."""
-    pytest.importorskip("ultralytics", reason="no ultralytics: install polypfed[yolo]")
     command = [sys.executable, "-c", WATCHED, str(tmp_path), str(ROOT / "tests" / "clients")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polypfed.clients.base import Client
+from polypfed.clients.discreet import discreet
 from polypfed.clients.guard import Charter, Guard
 from polypfed.clients.states import States
 from polypfed.core.errors import (
@@ -84,7 +85,7 @@ class Site:
         reason = _reason(error)
         detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
         log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=error if reason == "crashed" else None)
-        return Failure(self.name, task.round, reason, detail, task.run)
+        return Failure(self.name, task.round, reason, discreet(error), task.run)
 
     def _permit(self, task: Task) -> None:
         self._guard.permit(task, self.client, self._directory / "selection" if self._directory else None)
