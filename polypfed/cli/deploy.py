@@ -42,4 +42,5 @@ def run(
 
     logging.getLogger("polypfed").setLevel(logging.INFO)
     outcome = deploy.conduct(server, patience)
-    console.print(f"Complete: {outcome['rounds']} rounds, model {outcome['sha256']}", markup=False)
+    model = outcome["sha256"] or "at the sites, in their folders `state`"
+    console.print(f"Complete: {outcome['rounds']} rounds, model {model}", markup=False)

@@ -68,7 +68,7 @@ class BlindClient:
         self.outbox = Outbox(self.plan, strategy, client.name)
         self._steps = Steps(self.plan, self.identity, self.roster)
         self._masked = self.plan.pipeline.find(Mask) is not None
-        self._job: dict[int, tuple[JobKey, KeyHolder, Roster]] = {}
+        self._job: dict[tuple[str, int], tuple[JobKey, KeyHolder, Roster]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -167,13 +167,13 @@ class BlindClient:
         self._x, self._state = fixed(x), state
 
     def _key(self, task: Task, epoch: int) -> tuple[JobKey, KeyHolder, Roster]:
-        if epoch not in self._job:
+        if (task.run, epoch) not in self._job:
             piece = task.vectors.get(f"key.{epoch}")
             if piece is None:
                 raise KeyRefused(f"the key of epoch {epoch} did not come", where=self.name)
             key, roster = self._unwrapped(piece.tobytes(), task.run, epoch)
-            self._job[epoch] = key, KeyHolder(key.params, key.secret), roster
-        return self._job[epoch]
+            self._job[task.run, epoch] = key, KeyHolder(key.params, key.secret), roster
+        return self._job[task.run, epoch]
 
     def _unwrapped(self, piece: bytes, run: str, epoch: int) -> tuple[JobKey, Roster]:
         """A key, and the roster it was made under: the present one, or for what was sent before a change an earlier."""

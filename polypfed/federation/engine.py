@@ -29,6 +29,7 @@ from polypfed.core.signing import verifying
 from polypfed.federation.collect import Collected, collect, config_for, record
 from polypfed.federation.flight import fill
 from polypfed.federation.protocol import Backend, Event, Host, Listener
+from polypfed.federation.riding import Combines, Riding
 from polypfed.federation.witness import Witness
 from polypfed.privacy.keyring import member_verifiers, own_signer
 from polypfed.strategies.base import Cohort, Scores, nested, rehearse, uploads
@@ -62,6 +63,8 @@ class Engine:
             if self.fed.clients and isinstance(self.backend, Host):
                 self._stack.callback(self.backend.close)
                 self.backend.host(self.fed.clients, place)
+            if isinstance(self.backend, Combines) and _may_wait(self.fed):
+                self.backend = Riding(self.backend)
             self.sites = sorted(self.backend.clients)
             if not self.sites:
                 raise ConfigError("there is no site", where="clients")
@@ -140,6 +143,8 @@ class Engine:
                     remedy="Resume with the settings the run began with",
                 )
         self.witness.open("resume", skipped=checkpoints.skipped(self.folder.path / "checkpoint", self.now.round))
+        if self.now.flight.get("unscored"):
+            self._evaluate({})
 
     def _check(self, layout: ModelSpec) -> None:
         """Refuse before round 1 what cannot work."""
@@ -163,6 +168,8 @@ class Engine:
         self.lengths = self._lengths()
         while self.now.round < rounds:
             self._round(self.now.round + 1)
+        if isinstance(self.backend, Riding) and self.backend.flush(self.fed.deadline):
+            self._commit()
         best = self.now.best
         self.history.spec, self.history.best_round = spec, self.now.best_round
         if self.now.x.size:  # a server that sees no model has none to give
@@ -277,9 +284,23 @@ class Engine:
         self._evaluated = len(self.history.rows)  # where the rows of the latest evaluation begin
         if self.fed.evaluate == "off":
             return
-        now, scores = self.now, dict[str, Evaluation]()
-        for reply in self.backend.exchange(self._evaluation_tasks(local_models), self.fed.deadline):
-            self.tell(Event("evaluate", now.round, reply.client, self._score(reply, scores)))
+        tasks, scores = self._evaluation_tasks(local_models), dict[str, Evaluation]()
+
+        def take(reply: Reply) -> None:
+            self.tell(Event("evaluate", self.now.round, reply.client, self._score(reply, scores)))
+
+        if isinstance(self.backend, Riding):
+            self.now.flight = {"unscored": True}
+            self.backend.defer(tasks, take, lambda: self._count(scores))
+            return
+        for reply in self.backend.exchange(tasks, self.fed.deadline):
+            take(reply)
+        self._count(scores)
+
+    def _count(self, scores: dict[str, Evaluation]) -> None:
+        """All sites have answered: their scores are the model's."""
+        now = self.now
+        now.flight = {k: v for k, v in now.flight.items() if k != "unscored"}
         counted = sorted(self._agreeing(scores).items())
         now.scores = {n: [dict(sorted(e.metrics.items())), e.weight] for n, e in counted}
         self.history.rows += _score_rows(now.round, _scores(now))
@@ -343,6 +364,12 @@ class Engine:
     def _commit(self) -> None:
         self._save()
         self.tell(Event("saved", self.now.round))
+
+
+def _may_wait(fed: "Federation") -> bool:
+    """Does the next round begin without a look at the scores? Under "matrix" one message would be too large."""
+    decides = any(isinstance(layer, KeepBest | FedBuff) for layer in nested(fed.strategy))
+    return fed.evaluate == "global" and not decides
 
 
 def _scores(checkpoint: Checkpoint) -> Scores:

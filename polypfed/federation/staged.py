@@ -70,15 +70,19 @@ class StagedEngine(Engine):
         return any(stage.kind in ("encrypt", "mask") for stage in self.fed.stages)
 
     def _place(self) -> Path | None:
-        """Keys need a place: a folder that is deleted at the end, if the run has none."""
+        """Keys need a place: a folder that is deleted at the end, if the run has none.
+
+        Remote sites bring keys of their own, which the roster in the server's folder of keys knows.
+        """
         if not self.keyed:
             return super()._place()
         root = self.folder.path if self.folder else Path(tempfile.mkdtemp(prefix="polypfed-"))
         if not self.folder:
             self._stack.callback(shutil.rmtree, root, ignore_errors=True)
-        if self.fed.clients and not self.fed.keys:
+        if self.fed.clients:
             provision([c.name for c in self.fed.clients], root)
-        self.identity, self.roster = open_keys(Path(self.fed.keys or root / "keys"))
+        given = None if self.fed.clients else self.fed.keys
+        self.identity, self.roster = open_keys(Path(given) if given else root / "keys")
         return root
 
     def _signer(self) -> Any:

@@ -6,11 +6,12 @@ resident worker if there is one.
 
 import logging
 from pathlib import Path
+from time import monotonic
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from polypfed.backends.flower.records import pack_reply, unpack_task
+from polypfed.backends.flower.pairs import pack_replies, unpack_tasks
 from polypfed.backends.flower.watch import cut_off
 from polypfed.backends.local import open_site
 from polypfed.backends.resident import ask
@@ -35,7 +36,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def respond(message: Message, context: Context) -> Message:
-    """The reply to a task, whatever goes wrong at this site.
+    """The replies to a message's tasks, whatever goes wrong at this site.
 
     Raises:
         MessageError: the message is not a task.
@@ -45,9 +46,10 @@ def respond(message: Message, context: Context) -> Message:
     if not isinstance(path, str):
         raise ConfigError("site is missing", where="--node-config", remedy="Start the node with `polypfed site run`")
     site = SiteFile.load(path)
-    task, asked, deadline = unpack_task(message.content)
-    reply = _reply(site, task, asked, deadline, context.node_config.get("worker"))
-    return Message(pack_reply(reply), reply_to=message)
+    tasks, asked, deadline = unpack_tasks(message.content)
+    end, worker = monotonic() + deadline, context.node_config.get("worker")
+    replies = [_reply(site, task, asked, max(0.0, end - monotonic()), worker) for task in tasks]
+    return Message(pack_replies(replies), reply_to=message)
 
 
 def _reply(site: SiteFile, task: Task, asked: str, deadline: float, worker: object) -> Reply:

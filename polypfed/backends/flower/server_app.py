@@ -18,7 +18,7 @@ import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from polypfed.backends.flower.grid import OverGrid
+from polypfed.backends.flower.pairs import InPairs
 from polypfed.backends.flower.roll import Roll, read_keys
 from polypfed.backends.site_file import call, read, with_keys
 from polypfed.core.errors import BackendError, ConfigError, PolypfedError
@@ -29,6 +29,7 @@ from polypfed.federation import Event, Federation
 
 log = logging.getLogger("polypfed.flower.server")
 app = ServerApp()
+AT_SITES = "model.safetensors below each site's state; this server has seen none"
 _TYPES = {"federation": str, "directory": str, "sites": str, "wait": int, "patience": int, "settings": dict}
 
 
@@ -84,10 +85,9 @@ def main(grid: Grid, context: Context) -> None:
     except PolypfedError as error:
         _result(file, {"status": "failed", "error": type(error).__name__, "detail": str(error)})
         raise
-    assert history.model is not None
-    digest = hashlib.sha256(history.model.tobytes()).hexdigest()
+    digest = None if history.model is None else hashlib.sha256(history.model.tobytes()).hexdigest()
     _result(file, {"status": "completed", "rounds": history.rows[-1]["round"] if history.rows else 0, "sha256": digest})
-    log.info("the run is complete: model %s", digest)
+    log.info("the run is complete: model %s", digest or AT_SITES)
 
 
 def conduct(grid: Grid, file: ServerFile) -> History:
@@ -104,7 +104,7 @@ def conduct(grid: Grid, file: ServerFile) -> History:
     roll = Roll(grid.get_nodes, keys, fed.quorum)
     online = roll.wait(len(keys), file.wait)
     log.info("%d of %d sites are online: %s", len(online), len(keys), ", ".join(sorted(online)))
-    backend = OverGrid(grid, list(keys), lambda: roll.within(min(file.patience, fed.deadline)))
+    backend = InPairs(grid, list(keys), lambda: roll.within(min(file.patience, fed.deadline)))
     until_free(file.directory)
     begun = (file.directory / "run.json").exists()
     log.info("%s the run in %s", "resuming" if begun else "beginning", file.directory)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polypfed.backends.flower import deploy
+from polypfed.backends.flower import deploy, templates
+from polypfed.backends.flower.server_app import ServerFile
 from tests.live.loopback import BIN, family, free_ports, kill
 from tests.problems import ROOT
 
@@ -47,6 +48,18 @@ class Deployment:
         assert old in text
         path.write_text(text.replace(old, new))
 
+    def serve(self, directory: str, **settings: Any) -> None:
+        """From now on `run` runs this federation, in a folder of the server of that name."""
+        path = self.server / "server.toml"
+        file = ServerFile.load(path)
+        text = templates.server_toml(file.federation, settings)
+        path.write_text(text.replace('directory = "run"', f'directory = "{directory}"'))
+
+    @property
+    def directory(self) -> Path:
+        """Where the server keeps the run."""
+        return ServerFile.load(self.server / "server.toml").directory
+
     def start(self, what: str, script: str = "start.sh") -> subprocess.Popen[bytes]:
         """Run a script of "server" or "sites/NAME", its output in SCRIPT.log beside it."""
         place = self.folder / what
@@ -68,18 +81,18 @@ class Deployment:
         """./run.sh to its end; the outcome."""
         process = self.start("server", "run.sh")
         process.wait(seconds)
-        found: dict[str, Any] = json.loads((self.server / "run" / "result.json").read_text())
+        found: dict[str, Any] = json.loads((self.directory / "result.json").read_text())
         return found | {"code": process.returncode}
 
     def log(self, what: str, script: str = "start.sh") -> str:
         return (self.folder / what / f"{script}.log").read_text(errors="replace")
 
     def failures(self) -> list[dict[str, Any]]:
-        path = self.server / "run" / "failures.jsonl"
+        path = self.directory / "failures.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def accepted(self) -> dict[int, int]:
-        rows = [json.loads(line) for line in (self.server / "run" / "history.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (self.directory / "history.jsonl").read_text().splitlines()]
         return {r["round"]: r["value"] for r in rows if r["metric"] == "accepted"}
 
     def processes(self, what: str) -> list[int]:

@@ -5,12 +5,17 @@ from typing import Any
 
 from polypfed import Federation
 from polypfed.clients.base import agreed
+from polypfed.privacy import stages
 from polypfed.strategies import Registry
 from tests.live.sites import client, clients
 
 
-def settings(strategy: str = "fedavg", **more: Any) -> dict[str, Any]:
-    return {"strategy": Registry.build({"name": strategy}), "quorum": 2, "evaluate": "off", "deadline": 60.0, **more}
+def settings(strategy: str = "fedavg", mode: Any = "plain", **more: Any) -> dict[str, Any]:
+    built = Registry.build({"name": strategy})
+    given = {"strategy": built, "quorum": 2, "evaluate": "off", "deadline": 60.0, **more}
+    if mode != "plain":
+        given["stages"] = stages(mode, cap=None if strategy == "scaffold" else 100)
+    return given
 
 
 def federation(names: list[str], base: Path, strategy: str = "fedavg", rounds: int = 3, **more: Any) -> Any:
