@@ -56,7 +56,7 @@ def site_toml(name: str, client: str, settings: Mapping[str, Any]) -> str:
 name = {value(name)}
 client = {value(client)}
 state = "../state"      # what this site keeps between rounds, one folder per run; back it up
-{table("settings", settings)}{POLICY}"""
+{POLICY}{table("settings", settings)}"""
 
 
 def readme(
