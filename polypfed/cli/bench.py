@@ -24,7 +24,7 @@ class _Named(TyperGroup):
 
 
 app = typer.Typer(cls=_Named, help="Measure what this machine manages.", no_args_is_help=True)
-_PASSED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_PASSED = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.callback()

@@ -84,7 +84,7 @@ class Site:
     def _failed(self, task: Task, error: BaseException) -> Failure:
         reason = _reason(error)
         detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
-        log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=error if reason == "crashed" else None)
+        log.error("%s, round %d: %s", self.name, task.round, detail, exc_info=error if reason == "crashed" else None)
         return Failure(self.name, task.round, reason, discreet(error), task.run)
 
     def _permit(self, task: Task) -> None:
