@@ -129,7 +129,7 @@ class Local:
     ) -> tuple[str, "_Worker"] | None:
         """The next site and who serves it, taken off both lists; a site of a masked run has a worker of its own."""
         for name in list(queue) if idle else ():
-            home = self._pool[self.clients.index(name) % len(self._pool)] if _masked(tasks[name]) else idle[-1]
+            home = self._pool[self.clients.index(name) % len(self._pool)] if masked(tasks[name]) else idle[-1]
             if home in idle:
                 queue.remove(name)
                 idle.remove(home)
@@ -158,7 +158,7 @@ def _ready(busy: Mapping[str, "_Worker"], end: float) -> list[str]:
     return [name for pipe, name in pipes.items() if pipe in ready]
 
 
-def _masked(task: Task) -> bool:
+def masked(task: Task) -> bool:
     """Is it part of a run under masks?"""
     return any(stage.get("name") == "mask" for stage in task.config.get("stages", {}).get("list", ()))
 
@@ -228,7 +228,7 @@ def _work(pipe: Connection, clients: list[Client], directory: Path | None, modul
             name, task = pipe.recv_bytes().decode(), decode(pipe.recv_bytes())
         except (EOFError, OSError):
             return
-        if isinstance(task, Task) and _masked(task):  # the secrets of an attempt live in memory only
+        if isinstance(task, Task) and masked(task):  # the secrets of an attempt live in memory only
             site = stays.setdefault(name, open_site(by_name[name], directory))
             pipe.send_bytes(_encoded(site.perform(task)))
         elif isinstance(task, Task):  # a site's state lies on disk: another worker may have served it last

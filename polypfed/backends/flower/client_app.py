@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from polypfed.backends.flower.pairs import pack_replies, unpack_tasks
 from polypfed.backends.flower.watch import cut_off
-from polypfed.backends.local import open_site
+from polypfed.backends.local import masked, open_site
 from polypfed.backends.resident import ask
 from polypfed.backends.site_file import Later, SiteFile
 from polypfed.core.errors import ConfigError, PolypfedError
@@ -59,6 +59,9 @@ def _reply(site: SiteFile, task: Task, asked: str, deadline: float, worker: obje
         return Failure(site.name, task.round, "unknown-client", detail, task.run)
     if worker:
         return ask(Path(str(worker)), site.name, task, deadline)
+    if masked(task):  # Flower starts a process per message, and a site's secrets must outlive one
+        detail = "masked rounds need the resident worker: start the site without --no-worker"
+        return Failure(site.name, task.round, "client", detail, task.run)
     try:
         with cut_off(deadline):
             return open_site(Later(site), site.state).perform(task)

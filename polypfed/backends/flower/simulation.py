@@ -10,7 +10,7 @@ import queue
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from flwr.simulation import run_simulation
 
 from polypfed.backends.flower.actor import perform
 from polypfed.backends.flower.grid import OverGrid
+from polypfed.backends.local import masked
 from polypfed.clients.base import Client
 from polypfed.core.errors import BackendError, ConfigError
 from polypfed.core.messages import Reply, Task, one_line
@@ -41,7 +42,8 @@ class Flower:
     Flower's node ids are random. The results are the same bits as those of `Local`.
 
     Args:
-        workers: actors, each a process that serves one site at a time; None is one per core.
+        workers: actors, each a process that serves one site at a time; None is one per core. Masked rounds run in one,
+            for a site's secrets stay in the memory of the process that drew them.
         cpus: cores that Ray reserves per actor. gpus: the same, and may be a fraction.
         init_args: more arguments of `ray.init`, such as `address` of a cluster.
 
@@ -83,20 +85,29 @@ class Flower:
 
         Raises:
             BackendError: the engine does not start, or has ended.
-            ConfigError: the clients cannot be sent to an actor, or another simulation runs in this process.
+            ConfigError: the clients cannot be sent to an actor, another simulation runs in this process, or rounds
+                are masked on a cluster.
         """
         if self._running is None:
-            self._running = _Running(self._clients, self._directory, self._resources(), self._init_args())
+            self._running = _Running(self._clients, self._directory, self._resources(), self._init_args(tasks.values()))
         yield from self._running.backend.exchange(tasks, deadline)
 
     def _resources(self) -> dict[str, float]:
         # max_restarts: an actor that a client has killed comes back; Flower would go on using the dead one.
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": -1}
 
-    def _init_args(self) -> dict[str, Any]:
+    def _init_args(self, tasks: Iterable[Task]) -> dict[str, Any]:
+        workers = self.workers
+        if any(masked(task) for task in tasks):
+            if "address" in self.init_args:
+                raise ConfigError(
+                    "sends a site's messages to any actor, and masks need the same one", where="backend",
+                    remedy="Run masked rounds without address, or in a deployment",
+                )  # fmt: skip
+            workers = 1
         own: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        if self.workers is not None:
-            own["num_cpus"] = self.workers * self.cpus
+        if workers is not None:
+            own["num_cpus"] = workers * self.cpus
         path = os.pathsep.join([*sys.path, os.environ.get("PYTHONPATH", "")])
         own["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}  # where the clients' modules are found
         return own | self.init_args

@@ -119,7 +119,10 @@ state = "state"     # what this site keeps between rounds: back it up, or the ru
 
 def readme(host: str, port: int, sites: Sequence[str]) -> str:
     """The folder's own README."""
-    folders = "\n".join(f"- `sites/{name}/` goes to {name}; `site.key` in it is that site's secret." for name in sites)
+    folders = "\n".join(
+        f"- `sites/{name}/` goes to {name}; `site.key` and `keys/identity.key` in it are that site's secrets."
+        for name in sites
+    )
     return f"""# A polypfed deployment on Flower
 
 Server: `{host}:{port}`. Sites: {", ".join(sites)}.
@@ -148,8 +151,9 @@ A Flower user can do the same by hand, with `FLWR_HOME=$PWD/flwr-home` in the en
     flwr supernode register sites/{sites[0]}.pub deploy --name {sites[0]}
     flwr run app deploy --stream
 
-A new site: add its `NAME.pub` to `sites/`. A site to be shut out: remove its file and
-`flwr supernode unregister NODE_ID deploy`. The certificate names {host}; it is valid for two years.
+A new site: add its `NAME.pub` to `sites/`, and its `member.json` to the roster here and at every site (`polypfed keys
+roster`). A site to be shut out: remove its file and `flwr supernode unregister NODE_ID deploy`. Either way the run
+begins anew. `keys/identity.key` signs the sums of encrypted runs and the audit log; it opens nothing. The certificate names {host}; it is valid for two years.
 """
 
 
@@ -160,7 +164,7 @@ def site_readme(name: str, server: str) -> str:
 This machine trains on its own images. Model weights and a few numbers leave it, over TLS, to `{server}`; images,
 labels and file names never do. It opens no port to the outside: it dials out to `{server}` only.
 
-1. Install: `pip install 'polypfed[flower,yolo]'`.
+1. Install: `pip install 'polypfed[flower,yolo]'`; with `he` in the brackets too if the study is encrypted.
 2. Look at `site.toml`. The private key `site.key` must stay readable by its owner only (mode 0600).
 3. `polypfed site dry-run site.toml` checks everything, trains once on this site's data, and shows what would be sent.
    It sends nothing.

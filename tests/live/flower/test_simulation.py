@@ -14,6 +14,8 @@ import pytest
 from polypfed import Federation, Task
 from polypfed.backends import Flower, Host, Local
 from polypfed.core.errors import ConfigError
+from polypfed.core.rundir import load_model
+from polypfed.privacy import stages
 from polypfed.strategies import FedAdam, FedAvg, Scaffold
 from polypfed.testing import check_backend
 from tests.problems import Odd, bits, divide, exit_hard, scores, sites, sleep_long
@@ -23,6 +25,10 @@ pytestmark = [
     pytest.mark.live,
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),  # ray's
 ]
+
+
+LONG = pytest.mark.skipif("POLYPFED_LONG" not in os.environ, reason="four more starts of Ray; set POLYPFED_LONG")
+ALWAYS_AND_MORE = [Scaffold(), pytest.param(FedAvg(), marks=LONG), pytest.param(FedAdam(), marks=LONG)]
 
 
 @pytest.fixture
@@ -54,6 +60,24 @@ def test_the_bits_of_local(tmp_path: Path, flower: Flower, strategy: Any) -> Non
     assert bits(there) == bits(here)
     assert scores(there) == scores(here)
     assert states_on_disk(tmp_path / "there") == states_on_disk(tmp_path / "here")
+
+
+@pytest.mark.parametrize("mode", ["he", "secagg"])
+@pytest.mark.parametrize("strategy", ALWAYS_AND_MORE, ids=["scaffold", "fedavg", "fedadam"])
+def test_the_bits_of_local_under_encryption_and_masks(tmp_path: Path, flower: Flower, strategy: Any, mode: Any) -> None:
+    pytest.importorskip("tenseal")
+    given = stages(mode, cap=None if isinstance(strategy, Scaffold) else 100)
+    settings = {"strategy": strategy, "stages": given, "quorum": 3}
+    there = Federation(clients=sites(3), **settings).run(2, flower, tmp_path / "there")
+    here = Federation(clients=sites(3), **settings).run(2, Local(), tmp_path / "here")
+    assert not there.failures
+    if mode == "secagg":
+        assert bits(there) == bits(here)
+        return
+    for client in sites(3):
+        place = f"sites/{client.name}/model.safetensors"
+        models = [load_model(tmp_path / run / place)[1] for run in ("there", "here")]
+        assert models[0].tobytes() == models[1].tobytes()
 
 
 def test_misbehaviour_costs_a_site_its_round_and_nobody_else(flower: Flower) -> None:
