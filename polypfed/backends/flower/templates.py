@@ -153,7 +153,9 @@ A Flower user can do the same by hand, with `FLWR_HOME=$PWD/flwr-home` in the en
 
 A new site: add its `NAME.pub` to `sites/`, and its `member.json` to the roster here and at every site (`polypfed keys
 roster`). A site to be shut out: remove its file and `flwr supernode unregister NODE_ID deploy`. Either way the run
-begins anew. `keys/identity.key` signs the sums of encrypted runs and the audit log; it opens nothing. The certificate names {host}; it is valid for two years.
+begins anew. `keys/identity.key` signs the sums of encrypted runs and the audit log; it opens nothing.
+
+The certificate names {host}; it is valid for two years.
 """
 
 
