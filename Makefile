@@ -11,14 +11,17 @@ export YOLO_OFFLINE := true
 export YOLO_AUTOINSTALL := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test check sbom format bench studies docs clean
 
 help:
 	@echo "make demo    install into $(VENV) and run the demonstration: data, training at several sites, report"
 	@echo "make test    all tests, with coverage (core, federation and strategies: at least 95 % of lines)"
 	@echo "make check   lint, format, types, import layers"
+	@echo "make sbom    what is installed as CycloneDX (sbom.json), and known weaknesses; needs no network"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make bench   the measurements behind the figures of the README"
+	@echo "make docs    these pages into site/, which need no network"
+	@echo "make studies the studies on real images, a few hours; what is done is not repeated"
 	@echo "make clean   remove the environment and all caches"
 
 install: $(STAMP)
@@ -38,7 +41,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/python -m pytest --cov --cov-report= -n 2 --dist loadfile
 	@echo "All of polypfed:"
 	@$(BIN)/python -m coverage report --skip-covered
 	@echo "core, federation, strategies (at least 95 %):"
@@ -50,15 +53,27 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+sbom: $(STAMP)
+	$(BIN)/python -m pip check
+	$(BIN)/polypfed sbom -o sbom.json
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 bench: $(STAMP)
-	@set -e; for script in rounds kernels strategies privacy fit_cost synth; do \
+	@set -e; for script in rounds kernels strategies privacy fit_cost synth scale; do \
 	    echo "== $$script"; $(BIN)/python benchmarks/$$script.py; done
 
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+studies: $(STAMP)
+	@set -e; for study in gap communication active federated-sim generalise central; do \
+	    $(BIN)/polypfed bench $$study; done; cd benchmarks; ../$(BIN)/python page.py
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	rm -rf .import_linter_cache
 	find polypfed tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

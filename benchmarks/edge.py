@@ -4,6 +4,7 @@
 
 Needs the extras `yolo` and `edge`, and a template of yolov5n at 320 and 160 (`polypfed export yolov5n`, once). The
 detector of the INT8 part is trained here for three minutes; what is trained stays in --work.
+The loop on a board, and detection while training runs: edge_loop.py.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from polypfed.detect.scoring import best_confidence
 from polypfed.detect.template import Template
 
 FRAME = (1024, 1280, 3)
-PARTS = ("patch", "frames", "cold", "quality", "together", "loop")
+PARTS = ("patch", "frames", "cold", "quality")
 
 
 class Table:
@@ -254,99 +255,6 @@ def bench_quality(table: Table, template: Template, arrays: dict, work: Path) ->
     print(f"the gate takes {done}")
 
 
-def bench_loop(table: Table, work: Path, data: Path, rounds: int = 3) -> None:
-    """LiteRT chooses frames below 0.7, torch trains on them for six epochs, the mean is the next model."""
-    import shutil
-
-    import polypfed as pf
-    from polypfed.clients.edge_client import EdgeClient
-
-    root, sites = work / "loop", ("kvasir_seg", "polypgen_c1")
-    for site in sites:
-        source = data / "real" / site
-        names = sorted(p.stem for p in (source / "images").glob("*.jpg"))
-        np.random.default_rng(1).shuffle(names)
-        for part, some in (("train", names[:96]), ("val", names[96:120])):  # 80 : 20
-            for sub, suffix in (("images", "jpg"), ("labels", "txt")):
-                (root / site / part / sub).mkdir(parents=True, exist_ok=True)
-                for name in some:
-                    shutil.copy(source / sub / f"{name}.{suffix}", root / site / part / sub)
-    clients = [
-        EdgeClient(
-            site, root / site / "train", root / site / "val", imgsz=160, epochs=6,
-            warm_start=data / "weights" / "yolov5n_coco_fp16.npz", template=find_template("yolov5n", 160).where,
-        )
-        for site in sites
-    ]  # fmt: skip
-    federation = pf.Federation(clients=clients, strategy=pf.strategies.FedAvg())
-    folder = work / "loop-run"
-    shutil.rmtree(folder, ignore_errors=True)
-    history = federation.run(rounds=rounds, backend=pf.backends.Local(), directory=folder)
-    seen: dict[tuple[str, int], list[float]] = {}
-    for row in history.rows:
-        seen.setdefault((row["metric"], row["round"]), []).append(row["value"] if row["site"] else float("nan"))
-
-    def mean(metric: str, number: int) -> float:
-        return float(np.nanmean(seen[metric, number]))
-
-    kept = [mean("kept", r) / mean("images", r) for r in range(1, rounds + 1)]
-    scores = [mean("map50", r) for r in range(rounds + 1)]
-    bits = [sorted(v for v in seen["edge_bits", r] if v == v) for r in range(1, rounds + 1)]
-    table.add(
-        "kept share, last round / first", kept[-1] / kept[0], "< 1", kept[-1] < kept[0], by_round=str(np.round(kept, 3))
-    )
-    table.add(
-        "mAP50, last - before training",
-        scores[-1] - scores[0],
-        "> 0",
-        scores[-1] > scores[0],
-        by_round=str(np.round(scores, 3)),
-        bits=str(bits),
-    )
-
-
-def bench_together(table: Table, model: bytes, work: Path) -> None:
-    """Frames per second alone, and while one niced thread trains beside it."""
-    detector, some = LiteRTDetector(model, conf=0.25), frames(4)
-
-    def speed(seconds: float) -> float:
-        begin, count = time.perf_counter(), 0
-        while time.perf_counter() - begin < seconds:
-            detector(some[count % 4])
-            count += 1
-        return count / (time.perf_counter() - begin)
-
-    speed(1)
-    program = (
-        "import os, torch; os.nice(10); torch.set_num_threads(1)\n"
-        "from polypfed.detect import yolo\nmodel = yolo.build('yolov5n').train(); print('ready', flush=True)\n"
-        "batch = {'img': torch.rand(4, 3, 320, 320), 'batch_idx': torch.zeros(1), 'cls': torch.zeros(1, 1),"
-        " 'bboxes': torch.full((1, 4), 0.5)}\n"
-        "while True: model.loss(batch)[0].sum().backward()"
-    )
-    alone, beside = [], []
-    for _ in range(2):
-        alone.append(speed(4))
-        child = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.getcwd()}
-        )
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(1)
-        beside.append(speed(4))
-        child.kill()
-        child.wait()
-    value = max(beside) / max(alone)
-    table.add(
-        "detection speed while training / alone, int8, 1 thread each",
-        value,
-        ">= 0.5",
-        value >= 0.5,
-        fps_alone=max(alone),
-        fps=max(beside),
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/bench/edge"))
@@ -369,23 +277,19 @@ def main() -> None:
         spec, vector = DetectorClient("bench", ".").initial()
         trained = work / "random.safetensors"
         save_model(trained, spec, vector)
-        parts = [p for p in parts if p not in ("quality", "loop")]
+        parts = [p for p in parts if p != "quality"]
     arrays, template = spec.views(vector), find_template("yolov5n", 320)
     fp32 = patch(template, arrays)
     (work / "fp32.tflite").write_bytes(fp32)
     if "patch" in parts:
         bench_patch(table, template, arrays)
     int8 = quantize(template, arrays, letterboxed(frames(32), 320))
-    if "together" in parts:
-        bench_together(table, int8, work)
     if "frames" in parts:
         bench_frames(table, fp32, int8, options.runs, ultralytics_export(trained, work, 320))
     if "cold" in parts:
         bench_cold(table, work / "fp32.tflite")
     if "quality" in parts:
         bench_quality(table, find_template("yolov5n", 160), arrays, work)
-    if "loop" in parts:
-        bench_loop(table, work, options.data.absolute())
 
 
 if __name__ == "__main__":

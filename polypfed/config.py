@@ -65,7 +65,7 @@ class Data(_Table):
 class Model(_Table):
     """The detector: one class, built offline from its architecture file."""
 
-    arch: Literal["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"] = "yolov5n"
+    arch: Annotated[str, Field(pattern=r"^yolov5[nsmlx](-0\.[1-9][0-9]?)?$")] = "yolov5n"
     image_size: Annotated[int, Field(ge=32, le=1536, multiple_of=32)] = 192
     warm_start: Places | None = None
     init_seed: int = 0
@@ -263,8 +263,20 @@ def federation(config: Config, clients: Sequence[Any]) -> Federation:
     """The federation that `config` describes, over these clients."""
     settings = asdict(config.federation)
     del settings["rounds"]
-    strategy = Registry.build(config.strategy)
+    strategy = Registry.build(_even(config.strategy) if config.privacy.mode == "dp" else config.strategy)
     return Federation(clients=clients, strategy=strategy, **settings, **protection(config.privacy, strategy))
+
+
+def _even(strategy: Mapping[str, Any]) -> dict[str, Any]:
+    """Under noise all sites weigh alike, unless the file names a reducer: weights by examples depend on the data."""
+    if "inner" in strategy:
+        return {**strategy, "inner": _even(strategy["inner"])}
+    given = {**strategy, "reducer": {"name": "mean", "weights": "uniform"}, **strategy}
+    try:
+        Registry.build(given)
+    except ConfigError:  # a strategy whose mean is its own
+        return dict(strategy)
+    return given
 
 
 def protection(given: Privacy, strategy: Strategy) -> dict[str, Any]:

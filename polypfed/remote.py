@@ -77,5 +77,5 @@ def clipped(strategy: Strategy) -> Strategy:
 
 def _study(path: Path, data: Path) -> Config:
     """The study; its [data] says where a run on one machine finds all sites, which is no concern here."""
-    override: dict[str, Any] = {"data": {"partition": str(data)}}
+    override: dict[str, Any] = {"data": {"partition": str(data.resolve())}}
     return configs.load(path, override)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polypfed import config as configs
@@ -108,3 +109,21 @@ def test_describe_drops_what_is_not_set() -> None:
     plain = configs.describe(parse(SYNTH))
     assert "partition" not in plain["data"]
     assert plain["data"]["synth"]["sites"] == 2
+
+
+DP = '[data.synth]\n[federation]\nevaluate = "global"\n[privacy]\nmode = "dp"\n'
+
+
+@pytest.mark.parametrize("strategy", ['"fedavg"', '"scaffold"', '"keepbest"\ninner = { name = "fedavgm" }'])
+def test_under_noise_all_sites_weigh_alike(strategy: str) -> None:
+    pytest.importorskip("dp_accounting")
+    clients = [NumpyClient(name, lambda x: x, np.zeros(2)) for name in "ab"]
+    fed = configs.federation(parse(f"{DP}[strategy]\nname = {strategy}\n"), clients)
+    assert getattr(fed.strategy.reducer, "weights", None) == "uniform"
+
+
+def test_weights_by_examples_that_the_file_names_are_refused_under_noise() -> None:
+    text = f'{DP}[strategy]\nname = "fedavg"\nreducer = {{ name = "mean", weights = "examples" }}\n'
+    clients = [NumpyClient(name, lambda x: x, np.zeros(2)) for name in "ab"]
+    with pytest.raises(ConfigError, match="sensitivity would depend on the data"):
+        configs.federation(parse(text), clients)

@@ -78,3 +78,10 @@ def test_deployments_in_clear_clip_to_the_median_norm_and_research_does_not(tmp_
         remote.planned(path)
     path.write_text('[data.synth]\n[privacy]\nmode = "he"\n[federation]\nevaluate = "global"\n')
     assert remote.planned(path).strategy == FedAvg()
+
+
+def test_a_study_named_from_another_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kit").mkdir()
+    (tmp_path / "kit" / "study.toml").write_text("[data.synth]\n")
+    monkeypatch.chdir(tmp_path)
+    assert remote.planned(Path("kit/study.toml")) == remote.planned(tmp_path / "kit" / "study.toml")

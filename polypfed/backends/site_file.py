@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from polypfed.clients.base import Client
+from polypfed.clients.device_settings import DeviceSettings
 from polypfed.clients.guard import Charter
+from polypfed.clients.on_device import on_device
 from polypfed.clients.outbox import initial_of
 from polypfed.clients.policy import Policy
 from polypfed.core.errors import ConfigError
@@ -37,6 +39,7 @@ class SiteFile:
         state: folder of what the client keeps between rounds.
         settings: of the client.
         engine: the table named after the engine, such as [flower].
+        device: the table [device]: the detector that serves beside training; empty if there is none.
         policy: what tasks may ask for; see `polypfed.clients.policy`.
     """
 
@@ -47,6 +50,7 @@ class SiteFile:
     settings: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
     policy: Policy = field(default_factory=Policy)
+    device: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path, engine: str = "flower") -> "SiteFile":
@@ -56,16 +60,13 @@ class SiteFile:
             ConfigError: it cannot be read, or a setting is missing, unknown or of the wrong type.
         """
         path = Path(path).absolute()
-        table = read(
-            path,
-            {"name": str, "client": str, "state": str, "settings": dict, "policy": dict, engine: dict},
-            ("name", "client"),
-        )
+        tables = dict.fromkeys(("settings", "policy", "device", engine), dict)
+        table = read(path, {"name": str, "client": str, "state": str, **tables}, ("name", "client"))
         site_names([table["name"]])
         state = path.parent / table.get("state", "state")
         policy = Policy.from_table(table.get("policy", {}), path)
         settings, more = table.get("settings", {}), table.get(engine, {})
-        return cls(path, table["name"], table["client"], state, settings, more, policy)
+        return cls(path, table["name"], table["client"], state, settings, more, policy, table.get("device", {}))
 
     @property
     def charter(self) -> Charter:
@@ -74,6 +75,14 @@ class SiteFile:
             self.policy, audit=self.state / "audit.jsonl", keys=self.path.parent / KEYS,
             plans=self.state / "plans", budget=self.state / "budget.json",
         )  # fmt: skip
+
+    def board(self) -> DeviceSettings | None:
+        """What [device] says; None without one.
+
+        Raises:
+            ConfigError: a setting is missing, unknown or out of range.
+        """
+        return DeviceSettings.read(self.device, self.path.parent, self.state, self.path) if self.device else None
 
     def place(self, key: str) -> Path:
         """The path that the engine's table gives under `key`.
@@ -98,7 +107,8 @@ class SiteFile:
         client = call(self.client, self.path, self.name, self.path.parent, **self.settings)
         if not isinstance(client, Client) or client.name != self.name:
             raise ConfigError(f"{self.client} gave no client called {self.name!r}", where=self.path)
-        return client
+        board = self.board()
+        return on_device(client, board) if board else client
 
 
 def with_keys(fed: Federation, base: Path) -> Federation:

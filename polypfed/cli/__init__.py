@@ -11,6 +11,7 @@ from polypfed.cli import (
     audit,
     bench,
     compare,
+    compress,
     data,
     deploy,
     deploy_nvflare,
@@ -25,6 +26,7 @@ from polypfed.cli import (
     release,
     runs,
     samples,
+    sbom,
     site,
     watch,
 )
@@ -46,8 +48,10 @@ app.command("watch")(watch.watch)
 app.command("compare")(compare.compare)
 app.command("doctor")(doctor.doctor)
 app.command("export")(export.export)
+app.command("compress")(compress.compress)
 app.command("detect")(detect.detect)
 app.command("device")(device.device)
+app.command("sbom")(sbom.sbom)
 app.add_typer(init.app, name="init")
 app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")

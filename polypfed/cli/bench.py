@@ -1,20 +1,54 @@
 """`polypfed bench`: what this machine manages."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
 from polypfed.cli.show import console
+from polypfed.core.errors import ConfigError
 
-app = typer.Typer(help="Measure what this machine manages.", no_args_is_help=True)
+
+class _Named(TyperGroup):
+    """A name that is no command is that of a study or a script of the checkout."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        known = not args or args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else ["named", *args])
+
+
+app = typer.Typer(cls=_Named, help="Measure what this machine manages.", no_args_is_help=True)
+_PASSED = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.callback()
 def _group() -> None:
     """Measure what this machine manages."""
+
+
+@app.command(context_settings=_PASSED)
+def named(ctx: typer.Context, name: str) -> None:
+    """A study or script of the checkout; the word "named" may be left out: polypfed bench communication."""
+    places = [Path(__file__).parents[2] / "benchmarks", Path("benchmarks")]
+    home = next((p.resolve() for p in places if (p / "studies" / "__main__.py").exists()), None)
+    if home is None:
+        raise ConfigError("needs a checkout of the project: benchmarks/ is not installed", where=f"bench {name}")
+    studies = sorted(p.stem for p in (home / "studies").glob("*.toml"))
+    scripts = sorted(p.stem for p in home.glob("[a-z]*.py"))
+    if name not in studies + scripts:
+        raise ConfigError(
+            f"no benchmark is called {name!r}", where="bench", remedy=f"Known: {', '.join(studies + scripts)}"
+        )
+    command = ["-m", "studies", name] if name in studies else [str(home / f"{name}.py")]
+    path = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run([sys.executable, *command, *ctx.args], env=os.environ | {"PYTHONPATH": path}, check=False)
+    raise typer.Exit(done.returncode)
 
 
 @app.command()

@@ -7,11 +7,16 @@ from typing import Annotated
 
 import typer
 
-from polypfed.cli.show import console
+from polypfed.cli.show import cells, console
 
 app = typer.Typer(help="A provisioned NVFlare deployment.", no_args_is_help=True, rich_markup_mode=None)
 Kit = Annotated[Path, typer.Argument(help="The administrator's start-up kit.")]
 Patience = Annotated[float, typer.Option(help="Seconds to wait for the server.")]
+
+
+@app.callback()
+def _quiet() -> None:
+    logging.getLogger("nvflare").setLevel(logging.CRITICAL)  # it logs each attempt; what counts, our own line says
 
 
 def nvflare(
@@ -48,11 +53,11 @@ def register(commands: typer.Typer, deploy: typer.Typer) -> None:
 @app.command()
 def fit(kit: Annotated[Path, typer.Argument(help="A start-up kit that NVFlare has provisioned.")]) -> None:
     """Make a kit fit for polypfed, and show what was changed; done twice, it changes nothing."""
-    from polypfed.backends.nvflare.kit import expiry, fit_kit
+    from polypfed.backends.nvflare.kit import fit_kit, validity
 
     for line in fit_kit(kit):
         console.print(line, markup=False, highlight=False)
-    console.print(f"Certificates are valid until {expiry(kit).date()}", markup=False)
+    console.print(validity(kit), markup=False)
 
 
 @app.command()
@@ -66,12 +71,26 @@ def run(
     """Submit the run, watch it to its end, fetch its result."""
     from polypfed.backends.nvflare import operate
 
-    logging.getLogger("nvflare").setLevel(logging.ERROR)
     outcome = operate.conduct(
         kit, name, rounds=rounds, into=directory, patience=patience, tell=lambda line: console.print(line, markup=False)
     )
-    console.print(f"Complete: {outcome.result['rounds']} rounds, model {outcome.result['sha256']}", markup=False)
+    model = outcome.result["sha256"] or "at the sites"
+    console.print(f"Complete: {outcome.result['rounds']} rounds, model {model}", markup=False)
+    _across(outcome.folder)
     console.print(f"Result: {outcome.folder}", markup=False)
+
+
+def _across(folder: Path) -> None:
+    """Print the cross-site matrix, if the run has one."""
+    from polypfed.report.figures import matrix
+    from polypfed.report.read import read_run
+
+    if (found := matrix(read_run(folder))) is not None:
+        body = [
+            [m, *[f"{found.values[m, c]:.3f}" if (m, c) in found.values else "-" for c in found.columns]]
+            for m in found.rows
+        ]
+        cells([found.row_label, *found.columns], body, found.title)
 
 
 @app.command()

@@ -9,8 +9,6 @@ import typer
 from polypfed.cli.show import console
 from polypfed.core.errors import ConfigError, DataError
 
-_ARCHITECTURES = tuple(f"yolov5{size}" for size in "nsmlx")
-
 
 def export(
     model: Annotated[str, typer.Argument(help="Run folder, .safetensors of a run, or an architecture: yolov5n.")],
@@ -31,7 +29,7 @@ def export(
     converter = Converter()
     if install_converter and not converter.ready:
         converter.install(wheels, lambda line: console.print(line, markup=False))
-    if model in _ARCHITECTURES:
+    if _is_architecture(model):
         with console.status("converting; this takes a minute"):
             template = find_template(model, image_size, templates, converter)
         console.print(f"{template.where}: {', '.join(template.precisions)}", markup=False)
@@ -45,6 +43,16 @@ def export(
         Path(model), target, format, precision, image_size, npu=npu, templates=templates, converter=converter  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
     console.print(f"{target}: {about['arch']}, {about['precision']}, {about['bytes'] / 1e6:.1f} MB", markup=False)
+
+
+def _is_architecture(name: str) -> bool:
+    from polypfed.detect.widths import parts
+
+    try:
+        parts(name)
+    except ConfigError:
+        return False
+    return not Path(name).exists()
 
 
 def _gated(

@@ -59,44 +59,50 @@ def roster(
 def wrap(
     run: Annotated[Path, typer.Argument(help="Folder of a run on the server.")],
     keys: Annotated[Path, typer.Option("--keys", help="This site's `keys` folder.")],
-    bits: Annotated[float, typer.Option(help="As in the run's Quantise.")] = 8.0,
-    profile: Annotated[str, typer.Option(help="As in the run's Encrypt: std, pq128 or tc256.")] = "std",
 ) -> None:
     """Make the job key of a run at this site and put it, wrapped for each member, into the run's folder.
 
     Without this the run's first round does it. Use it, or rotate, while the run is stopped.
     """
-    _wrap(run, keys, bits, profile, again=False)
+    _wrap(run, keys, again=False)
 
 
 @app.command()
 def rotate(
     run: Annotated[Path, typer.Argument(help="Folder of a run on the server.")],
     keys: Annotated[Path, typer.Option("--keys", help="This site's `keys` folder.")],
-    bits: Annotated[float, typer.Option(help="As in the run's Quantise.")] = 8.0,
-    profile: Annotated[str, typer.Option(help="As in the run's Encrypt: std, pq128 or tc256.")] = "std",
 ) -> None:
     """Make the next job key of a run: after a member has left, was revoked, or a key may have leaked."""
-    _wrap(run, keys, bits, profile, again=True)
+    _wrap(run, keys, again=True)
 
 
-def _wrap(run: Path, keys: Path, bits: float, profile: Any, *, again: bool) -> None:
+def _wrap(run: Path, keys: Path, *, again: bool) -> None:
     from polypfed.federation.sums import SumLog
     from polypfed.privacy import keys as jobs
     from polypfed.privacy.keyring import open_keys
-    from polypfed.privacy.params import HEParams
 
     identity, found = open_keys(keys)
-    name, log = str(_json(run / "run.json")["run"]), SumLog(run / "sums")
-    epochs = log.keys()
+    about, log = _json(run / "run.json"), SumLog(run / "sums")
+    params, epochs = _params(run, about, len(found.names)), log.keys()
     if bool(epochs) is not again:
         problem, remedy = ("has a job key", "Use rotate") if epochs else ("has no job key yet", "Use wrap")
         raise ConfigError(problem, where=run, remedy=remedy)
-    params = HEParams.for_sites(len(found.names), bits=bits, profile=profile)
-    key = jobs.JobKey.create(name, params, found, max(epochs, default=0) + 1)
-    about = {"id": key.id.hex(), "roster": found.digest.hex(), "leader": identity.name}
-    log.keep_keys(key.epoch, about, jobs.wrap(key, found, identity))
+    key = jobs.JobKey.create(str(about["run"]), params, found, max(epochs, default=0) + 1)
+    described = {"id": key.id.hex(), "roster": found.digest.hex(), "leader": identity.name}
+    log.keep_keys(key.epoch, described, jobs.wrap(key, found, identity))
     console.print(f"job key of epoch {key.epoch} for {len(found.names)} members; fingerprint {key.fingerprint}")
+
+
+def _params(run: Path, about: dict[str, Any], sites: int) -> Any:
+    """Of the run's ciphertexts, by the stages it began with."""
+    from polypfed.clients.outbox import build
+    from polypfed.privacy.pipeline import Pipeline
+
+    stages = build(about.get("settings", {}).get("stages", []))
+    layout = Pipeline(stages, sites).layout
+    if layout is None or layout[1] is None:
+        raise ConfigError("is not encrypted, so it has no job key", where=run)
+    return layout[1]
 
 
 @app.command()

@@ -75,6 +75,7 @@ def _execute(config: Config, text: str, folder: Path, resume: bool) -> None:
     write_atomic(folder / "config.toml", text.encode())
     asked = config.federation.per_round or len(sites)
     show.console.print(f"{len(sites)} sites: {', '.join(sites)}; {config.federation.rounds} rounds", markup=False)
+    show.disclosure(config.privacy.mode)
     with show.rounds(len(sites), asked, config.federation.rounds) as listen:
         history, clients = runs.federate(config, sites, folder, resume=resume, listen=listen)
     learners = runs.learners(config, sites)

@@ -12,6 +12,9 @@ from rich.table import Table as RichTable
 from polypfed.core.history import Table
 from polypfed.core.messages import Evaluation, Failure
 from polypfed.federation import Event, Listener
+from polypfed.privacy.disclosure import HEADINGS
+from polypfed.privacy.disclosure import rows as rows_of
+from polypfed.privacy.pipeline import Mode
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -48,6 +51,14 @@ def rounds(sites: int, asked: int, total: int) -> Iterator[Listener]:
                 scores.clear()
 
         yield listen
+
+
+def disclosure(mode: Mode) -> None:
+    """Who could learn what in this mode of privacy."""
+    row = rows_of(mode=mode)[0]
+    console.print(f"privacy: {mode}")
+    for key in ("server", "another_site", "leaked_site", "server_and_site", "cost"):
+        console.print(f"  {HEADINGS[key]}: {row[key]}", markup=False)
 
 
 _DOING = {"fit": "trained", "evaluate": "evaluated"}

@@ -26,10 +26,11 @@ from polypfed.core.rundir import save_model
 from polypfed.privacy.errors import KeyRefused
 from polypfed.privacy.group import read_keys
 from polypfed.privacy.he import open_sum, seal_update
-from polypfed.privacy.keyring import open_keys
+from polypfed.privacy.keyring import open_keys, rosters
 from polypfed.privacy.keys import JobKey, open_state, seal_state, unwrap, wrap
 from polypfed.privacy.plan import as_vectors, from_vectors
 from polypfed.privacy.quantise import Grid
+from polypfed.privacy.roster import Roster
 from polypfed.privacy.seal import KeyHolder
 from polypfed.privacy.secagg import Unmasking
 from polypfed.privacy.slots import Integers
@@ -48,16 +49,17 @@ class BlindClient:
         strategy: run here, by the same pure `step` at every site.
         stages: as the task describes them; one of them is Encrypt.
         keys: the folder of this site's identity and roster.
-        folder: where the model is written that the sites have reached.
+        model: the file that holds the model, for no server has it.
 
     Raises:
         ConfigError: the client has no `initial`. KeyRefused: a key file cannot be used.
     """
 
-    def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], keys: Path, folder: Path) -> None:
-        self.client, self.name, self._folder = client, client.name, folder
+    def __init__(self, client: Client, strategy: Strategy, stages: tuple[Stage, ...], keys: Path, model: Path) -> None:
+        self.client, self.name, self._file = client, client.name, model
         self._inner, self._strategy = strategy.at_site(client), strategy
         self.identity, self.roster = open_keys(keys)
+        self._rosters = rosters(keys)
         layout, x = initial_of(client)
         self._spec = strategy.wire(layout)
         self._first = x if self._spec is layout else x[layout.places({p.name for p in self._spec.parts})]
@@ -66,7 +68,7 @@ class BlindClient:
         self.outbox = Outbox(self.plan, strategy, client.name)
         self._steps = Steps(self.plan, self.identity, self.roster)
         self._masked = self.plan.pipeline.find(Mask) is not None
-        self._job: dict[tuple[str, int], tuple[JobKey, KeyHolder]] = {}
+        self._job: dict[tuple[str, int], tuple[JobKey, KeyHolder, Roster]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -93,7 +95,7 @@ class BlindClient:
         vector, _ = self.outbox.flat(update, at)
         encoded = self.outbox.slots(self.plan.codec(self._grid), vector, update.weight, at)
         slots = self._steps.mask(task, encoded.slots) if self._masked else encoded.slots
-        key, holder = self._key(task, int(task.config["stages"]["epoch"]))
+        key, holder, _ = self._key(task, int(task.config["stages"]["epoch"]))
         label = self.plan.label(task.run, task.round, int(task.config["stages"]["attempt"]), key.id)
         number = self.roster.number(self.name)
         frames = seal_update(holder, slots, label, number, self.identity.signer)
@@ -103,7 +105,7 @@ class BlindClient:
         """Take in the sums, score the model; and say which one it is."""
         self._take_in(task)
         result = self._inner.evaluate(replace(task, vectors={"model": self._x}))
-        save_model(self._folder / "model.safetensors", self._spec, self._x)
+        save_model(self._file, self._spec, self._x)
         return replace(result, metrics={**result.metrics, DIGEST: self._digest()})
 
     def _digest(self) -> int:
@@ -129,15 +131,15 @@ class BlindClient:
     def _step(self, task: Task, number: int, about: Mapping[str, Any]) -> None:
         names = tuple(about["clients"])
         if names:
-            key, holder = self._key(task, int(about["epoch"]))
+            key, holder, roster = self._key(task, int(about["epoch"]))
             label = self.plan.label(task.run, number, int(about["attempt"]), key.id)
             frames = from_vectors(f"sum.{number}", task.vectors)
-            server = self.roster.server.verifier
+            server = roster.server.verifier
             total = open_sum(holder, frames, label, server, self._encrypt.minimum)
-            if sorted(self.roster.number(name) for name in names) != sorted(total.participants):
+            if sorted(roster.number(name) for name in names) != sorted(total.participants):
                 raise KeyRefused("the sum is of other sites than the server names", where=self.name)
             codec = self.plan.codec(self._grid)
-            decoded = codec.decode(self._opened(task, number, about, total.slots), expect=len(names))
+            decoded = codec.decode(self._opened(task, number, about, total.slots, roster), expect=len(names))
             at = At(int(task.config["stages"]["seed"]), number, reference=self._reference)
             mean = self.plan.pipeline.backward(decoded.mean, at, self.plan.length)
             self._move(number, mean, names)
@@ -145,18 +147,18 @@ class BlindClient:
             self._grid = self._grid.following(decoded.peaks)
         self._round = number
 
-    def _opened(self, task: Task, number: int, about: Mapping[str, Any], slots: Integers) -> Integers:
+    def _opened(self, task: Task, number: int, about: Mapping[str, Any], slots: Integers, roster: Roster) -> Integers:
         """The sum of the slots, its masks removed by what the survivors have revealed."""
         if not self._masked:
             return slots
         given = about["unmasking"]
-        group = group_of(task.run, number, int(about["attempt"]), self.roster, tuple(given["group"]), self.plan)
+        group = group_of(task.run, number, int(about["attempt"]), roster, tuple(given["group"]), self.plan)
         keys = read_keys(group, {name: bytes.fromhex(data) for name, data in given["keys"].items()})
         return Unmasking.from_json(group, keys, given).remove(slots)
 
     def _move(self, number: int, mean: Vector, names: tuple[str, ...]) -> None:
         parts = self.plan.split(mean)
-        buffers = self._x[self._spec.buffers] + parts.pop(BUFFERS)
+        buffers = self._spec.moved_buffers(self._x, parts.pop(BUFFERS))
         cohort = Cohort(number, names, (1,) * len(names), len(self.roster.names))
         moved, state = self._strategy.step(self._x[self._spec.trainable], shared(self._state), parts, cohort)
         x = np.concatenate([moved, buffers])
@@ -164,14 +166,24 @@ class BlindClient:
             raise LayoutError("the new model is not finite", where="strategy", remedy="Lower its learning rate")
         self._x, self._state = fixed(x), state
 
-    def _key(self, task: Task, epoch: int) -> tuple[JobKey, KeyHolder]:
+    def _key(self, task: Task, epoch: int) -> tuple[JobKey, KeyHolder, Roster]:
         if (task.run, epoch) not in self._job:
             piece = task.vectors.get(f"key.{epoch}")
             if piece is None:
                 raise KeyRefused(f"the key of epoch {epoch} did not come", where=self.name)
-            key = unwrap(piece.tobytes(), self.identity, self.roster, task.run, after=epoch - 1)
-            self._job[task.run, epoch] = key, KeyHolder(key.params, key.secret)
+            key, roster = self._unwrapped(piece.tobytes(), task.run, epoch)
+            self._job[task.run, epoch] = key, KeyHolder(key.params, key.secret), roster
         return self._job[task.run, epoch]
+
+    def _unwrapped(self, piece: bytes, run: str, epoch: int) -> tuple[JobKey, Roster]:
+        """A key, and the roster it was made under: the present one, or for what was sent before a change an earlier."""
+        refused: list[KeyRefused] = []
+        for roster in self._rosters:
+            try:
+                return unwrap(piece, self.identity, roster, run, after=epoch - 1), roster
+            except KeyRefused as refusal:
+                refused.append(refusal)
+        raise refused[0]
 
     def _make_key(self, task: Task) -> Update:
         """This site has been elected: a new key for all members, each piece readable by one of them only."""
@@ -187,13 +199,13 @@ class BlindClient:
         """The model and all that goes with it, sealed under the job key, if the server asks for it."""
         if not task.config["stages"].get("snapshot"):
             return {}
-        key, _ = self._key(task, int(task.config["stages"]["epoch"]))
+        key, _, _ = self._key(task, int(task.config["stages"]["epoch"]))
         return {"snapshot": np.frombuffer(seal_state(key, self._round, self._packed(residual=False)), np.uint8)}
 
     def _adopt_snapshot(self, task: Task) -> None:
         about = task.config["stages"].get("sealed")
         if about and int(about["round"]) > self._round:
-            key, _ = self._key(task, int(about["epoch"]))
+            key, _, _ = self._key(task, int(about["epoch"]))
             sealed = open_state(key, int(about["round"]), task.vectors["sealed"].tobytes())
             self._unpack(sealed, residual=False)
 

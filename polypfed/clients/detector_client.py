@@ -30,6 +30,7 @@ from polypfed.detect import yolo
 from polypfed.detect.detections import Detections
 from polypfed.detect.metrics import DetectionMetrics, detection_metrics, mistakes
 from polypfed.detect.warm import warm_start
+from polypfed.detect.widths import parts
 from polypfed.select import Below, Score, Selector, decisions, write_decisions
 from polypfed.strategies.base import Strategy
 
@@ -43,7 +44,7 @@ _SIZE = (0, (int, float), "a number of at least 0")
 _LIMITS = {"batch": _COUNT, "epochs": _COUNT, "threads": _COUNT, "freeze": _NONE, "patience": _NONE, "lr": _RATE}
 _LIMITS |= {"lr_decay": _RATE, "momentum": _SIZE, "weight_decay": _SIZE, "clip": _SIZE}
 _AS_IT_IS = Augment(mosaic=0.0, affine=False, hsv=False, flip=False, flip_vertical=False)
-_CHOICES = {"arch": yolo.ARCHITECTURES, "optimizer": ("SGD", "Adam", "AdamW"), "cache": ("ram", "none")}
+_CHOICES = {"optimizer": ("SGD", "Adam", "AdamW"), "cache": ("ram", "none")}
 
 
 @dataclass
@@ -54,7 +55,7 @@ class DetectorClient:
         name: the site.
         train: YOLO folder to train on, or several.
         val: YOLO folder to evaluate on; None gives evaluations of weight 0.
-        arch: "yolov5n", "yolov5s", "yolov5m", "yolov5l" or "yolov5x".
+        arch: "yolov5n", "yolov5s", "yolov5m", "yolov5l" or "yolov5x", or a narrower one: "yolov5n-0.75".
         imgsz: side of the square the detector sees, a multiple of 32.
         batch: images per step. epochs: passes over the kept images in a round.
         optimizer: "SGD" (Nesterov), "Adam" or "AdamW"; a new one each round.
@@ -117,6 +118,10 @@ class DetectorClient:
                 raise self._wrong(setting, f"one of {', '.join(known)}")
         if self.patience and self.val is None:
             raise ConfigError("patience needs a validation set", where=f"{self.name}: patience")
+        try:
+            parts(self.arch)
+        except ConfigError as error:
+            raise ConfigError(error.problem, where=f"{self.name}: arch", remedy=error.remedy) from None
         yolo.check_size(self.imgsz)
 
     def initial(self) -> tuple[ModelSpec, Vector]:

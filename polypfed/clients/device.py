@@ -52,6 +52,7 @@ class Device:
     Attributes:
         version: of the serving model; "" before the first.
         counts: frames, hard, kept, errors, models, refused.
+        seconds: that the last frame took, from its pixels to its boxes.
     """
 
     template: Template
@@ -64,6 +65,7 @@ class Device:
     threads: int = 1
     delegate: Delegate | None = None
     version: str = ""
+    seconds: float = 0.0
     adapted: Adapted | None = field(default=None, repr=False)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTED, 0))
     _serving: LiteRTDetector | None = field(default=None, repr=False)
@@ -133,6 +135,7 @@ class Device:
         if self._serving is None:
             raise DataError("no model serves yet", where="device", remedy="Give it the global model first")
         found = self._serving(pixels)
+        self.seconds = sum(self._serving.times.values())
         self.counts["frames"] += 1
         hard = found.best < np.float32(self.threshold)
         self._row = self._row + 1 if hard else 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from polypfed.clients.training import split
 from polypfed.core.errors import ConfigError
 from polypfed.data import open_image, read_yolo
+from polypfed.data.sample import Sample
 from polypfed.detect.detections import Boxes
 from polypfed.detect.letterbox import Pixels, shrink
 from polypfed.detect.offline import ultralytics
@@ -35,7 +36,7 @@ class Frames(Sequence[Pixels]):
         folders = [folder] if isinstance(folder, str | Path) else folder
         self.samples = [sample for each in folders for sample in read_yolo(Path(each))]
         self.imgsz, self._cache = imgsz, cache
-        self._pixels: dict[int, Pixels] = {}
+        self._pixels: dict[Path, Pixels] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -46,12 +47,16 @@ class Frames(Sequence[Pixels]):
         return self._open(int(index))
 
     def _open(self, index: int) -> Pixels:
-        if index in self._pixels:
-            return self._pixels[index]
-        pixels = shrink(open_image(self.samples[index].image), self.imgsz)
+        sample = self.samples[index]
+        if sample.image in self._pixels:
+            return self._pixels[sample.image]
+        pixels = shrink(self._read(sample), self.imgsz)
         if self._cache == "ram":
-            self._pixels[index] = pixels
+            self._pixels[sample.image] = pixels
         return pixels
+
+    def _read(self, sample: Sample) -> Pixels:
+        return open_image(sample.image)
 
     def boxes(self, index: int) -> Boxes:
         """(n, 4) float32 xyxy, pixels of the image as this class gives it."""

@@ -78,14 +78,23 @@ class Outbox:
         clip = self.plan.pipeline.find(Clip)
         self._before = self.kept
         out, kept = self.plan.pipeline.forward(vector, self._before, at)
-        self.kept = dict(kept)
+        self.kept = self._without_levels(kept)
         return np.ascontiguousarray(out, np.float32), clip is None or norm <= clip.bound(at)
 
     def slots(self, codec: Codec, vector: Vector, weight: int, at: At) -> Encoded:
         """What `flat` gave, on the grid; what rounding loses is kept for the next round."""
         encoded, kept = self.plan.pipeline.encode(codec, vector, weight, self._before, self.kept, at)
-        self.kept = dict(kept)
+        self.kept = self._without_levels(kept)
         return encoded
+
+    def _without_levels(self, kept: Mapping[str, Vector]) -> dict[str, Vector]:
+        """No residual of BatchNorm's statistics: the next delta holds what this one lost, and twice is too far."""
+        found = dict(kept)
+        for name, residual in kept.items():
+            if self.plan.buffers and residual.size == self.plan.length:
+                found[name] = residual.copy()
+                found[name][self.plan.spec.buffers] = 0
+        return found
 
 
 def at_site(task: Task, name: str, reference: Vector | None = None) -> At:

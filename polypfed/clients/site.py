@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polypfed.clients.base import Client
+from polypfed.clients.discreet import discreet
 from polypfed.clients.guard import Charter, Guard
 from polypfed.clients.states import States
 from polypfed.core.errors import (
@@ -83,8 +84,8 @@ class Site:
     def _failed(self, task: Task, error: BaseException) -> Failure:
         reason = _reason(error)
         detail = one_line(error if isinstance(error, PolypfedError) else f"{type(error).__name__}: {error}")
-        log.warning("%s, round %d: %s", self.name, task.round, detail, exc_info=error if reason == "crashed" else None)
-        return Failure(self.name, task.round, reason, detail, task.run)
+        log.error("%s, round %d: %s", self.name, task.round, detail, exc_info=error if reason == "crashed" else None)
+        return Failure(self.name, task.round, reason, discreet(error), task.run)
 
     def _permit(self, task: Task) -> None:
         self._guard.permit(task, self.client, self._directory / "selection" if self._directory else None)
@@ -122,7 +123,7 @@ class Site:
         if self._directory is None or keys is None:
             raise StateError("has no folder, and keys need one", where=self.name)
         if "encrypt" in kinds:
-            return BlindClient(self.client, strategy, stages, keys, self._directory)
+            return BlindClient(self.client, strategy, stages, keys, self._directory / "model.safetensors")
         return MaskedClient(self.client, strategy, stages, keys)
 
     def _fit(self, task: Task, fit: Callable[[Task], Update] | None) -> Update:

@@ -104,6 +104,20 @@ class ModelSpec:
         """The section that is averaged under every strategy: `slice(T, P)`."""
         return slice(self.boundary, self.size)
 
+    def moved_buffers(self, x: "Vector", delta: "Vector") -> "Vector":
+        """The buffers of x moved by `delta`, (P - T,); variances stay at 0 or above, whatever rounding has made of it.
+
+        >>> spec = ModelSpec.of({"w": np.zeros(1), "running_var": np.zeros(2)}, buffers=["running_var"])
+        >>> spec.moved_buffers(np.float32([9, 1, 1]), np.float32([-0.5, -1.5]))
+        array([0.5, 0. ], dtype=float32)
+        """
+        out = x[self.buffers] + delta
+        for part in self.parts:
+            if part.name.endswith("running_var"):
+                own = out[part.start - self.boundary : part.stop - self.boundary]
+                np.maximum(own, 0, out=own)
+        return out
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical layout, hex: equal layouts, equal digests."""

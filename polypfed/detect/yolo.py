@@ -14,8 +14,9 @@ from polypfed.core.errors import ConfigError
 from polypfed.detect.detections import Detections
 from polypfed.detect.letterbox import Pixels, Placement, shrink, square
 from polypfed.detect.offline import ultralytics
+from polypfed.detect.widths import ARCHITECTURES, parts
 
-ARCHITECTURES = tuple(f"yolov5{size}" for size in "nsmlx")
+__all__ = ["ARCHITECTURES", "batches", "best_confidence", "build", "check_size", "group", "layers", "predict"]
 STRIDE = 32
 _DETECTIONS_PER_IMAGE = 300
 
@@ -24,7 +25,7 @@ def build(arch: str = "yolov5n", seed: int = 0, prior: float = 0.002, bn_momentu
     """A one-class detector with random weights, from the architecture file inside the ultralytics wheel.
 
     Args:
-        arch: one of `ARCHITECTURES`.
+        arch: one of `ARCHITECTURES`, or a narrower one such as "yolov5n-0.75".
         seed: of the random weights; the global generators are left as they were.
         prior: confidence that an untrained model gives to every cell; ultralytics starts at 0.0008 to 0.012 by level.
         bn_momentum: share of a batch in BatchNorm's running statistics. ultralytics' 0.03 forgets over 33 steps,
@@ -37,17 +38,19 @@ def build(arch: str = "yolov5n", seed: int = 0, prior: float = 0.002, bn_momentu
         ConfigError: unknown architecture.
         MissingExtraError: the extra `yolo` is not installed.
     """
-    if arch not in ARCHITECTURES:
-        raise ConfigError(f"unknown architecture {arch!r}", where="arch", remedy=f"Known: {', '.join(ARCHITECTURES)}")
+    size, share = parts(arch)
     if not 0 < prior < 1:
         raise ConfigError(f"a prior lies between 0 and 1, got {prior}", where="prior")
     ultralytics()
     from ultralytics.cfg import get_cfg
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 
+    plan = yaml_model_load(f"{size}.yaml")  # type: ignore[no-untyped-call]
+    scale = plan["scales"][plan["scale"]]
+    plan["scales"][plan["scale"]] = [scale[0], scale[1] * share, *scale[2:]]
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
-        model: Any = DetectionModel(f"{arch}.yaml", nc=1, verbose=False)  # type: ignore[no-untyped-call]
+        model: Any = DetectionModel(plan, nc=1, verbose=False)  # type: ignore[no-untyped-call]
     for level in model.model[-1].cv3:
         torch.nn.init.constant_(level[-1].bias, math.log(prior / (1 - prior)))
     for module in model.modules():

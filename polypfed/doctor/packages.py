@@ -14,6 +14,7 @@ EXTRAS = {
     "flower": ("flwr", "cryptography"),
     "nvflare": ("nvflare",),
     "he": ("tenseal", "cryptography"),
+    "release": ("tuf", "securesystemslib"),
     "dp": ("dp_accounting",),
     "fast": ("numba",),
 }

@@ -122,6 +122,13 @@ class BlindEngine(StagedEngine):
         config = config_for(self, number, name, self._largest())
         return Task(number, kind, vectors, config | {"stages": self._about(**about)})
 
+    def _snapshot_is_due(self, number: int) -> bool:
+        """Now and then, and under a new key until there is one: new members cannot open what was sent before."""
+        if number == 1 or (number - 1) % self._encrypt.snapshot == 0:
+            return number > 1
+        sealed = self._log.snapshot
+        return self._epoch > 1 and (sealed is None or sealed.about["epoch"] != self._epoch)
+
     def _largest(self) -> int:
         """Bytes that no reply exceeds: an update with full ciphertexts, and a snapshot."""
         values = self.plan.length
@@ -132,14 +139,14 @@ class BlindEngine(StagedEngine):
         if attempt == 0:
             self._elect(number)
         names = self._cohort(number, attempt)
-        wanted = number > 1 and (number - 1) % self._encrypt.snapshot == 0
+        sealing = names[number % len(names)] if self._snapshot_is_due(number) else ""
         got = _Sealed(self, number, names)
         try:
             shares = self._masked(got, names)
         except Refused as refusal:
             give_up(self, got, refusal)
             return got
-        tasks = {n: self._task("fit", number, n, number - 1, snapshot=wanted and n == names[0]) for n in sorted(shares)}
+        tasks = {n: self._task("fit", number, n, number - 1, snapshot=n == sealing) for n in sorted(shares)}
         for name, pieces in shares.items():
             tasks[name] = replace(tasks[name], vectors={**tasks[name].vectors, **as_arrays(pieces)})
         got.down += sum(nbytes(task.vectors) for task in tasks.values())

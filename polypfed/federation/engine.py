@@ -251,7 +251,7 @@ class Engine:
         if not working:  # an empty round: nothing moves, no moment decays
             return
         cohort = Cohort(number, tuple(working), tuple(working.values()), len(self.sites))
-        buffers = now.x[now.spec.buffers] + mean.pop(BUFFERS)
+        buffers = now.spec.moved_buffers(now.x, mean.pop(BUFFERS))
         moved, state = self.fed.strategy.step(now.x[now.spec.trainable], shared(now.state), mean, cohort)
         x = np.concatenate([moved, buffers]) if buffers.size else np.ascontiguousarray(moved)
         if x.dtype != np.float32 or x.shape != now.x.shape:

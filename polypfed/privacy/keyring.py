@@ -17,8 +17,11 @@ SERVER_NAME = "server"
 
 
 def write_roster(path: Path, roster: Roster) -> None:
-    """Write the public keys as JSON."""
-    write_atomic(path, json.dumps(roster.to_json(), indent=1).encode() + b"\n")
+    """Write the public keys as JSON; another roster that was there stays beside it, for what was made under it."""
+    data = json.dumps(roster.to_json(), indent=1).encode() + b"\n"
+    if path.exists() and path.read_bytes() != data:
+        path.replace(path.with_name(f"{path.stem}-{read_roster(path).digest.hex()[:16]}.json"))
+    write_atomic(path, data)
 
 
 def read_roster(path: Path) -> Roster:
@@ -40,6 +43,12 @@ def open_keys(folder: Path) -> tuple[Identity, Roster]:
         KeyRefused: one is missing, damaged or readable by others.
     """
     return Identity.load(folder / IDENTITY), read_roster(folder / ROSTER)
+
+
+def rosters(folder: Path) -> list[Roster]:
+    """The roster in a `keys` folder, and behind it the ones before it."""
+    earlier = sorted(folder.glob(f"{Path(ROSTER).stem}-*.json"))
+    return [read_roster(path) for path in (folder / ROSTER, *earlier)]
 
 
 def own_signer(folder: str | Path) -> Signer:

@@ -1,6 +1,6 @@
 """Stages put together: refused at construction, with the reason, where they would not keep what they promise."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -48,10 +48,7 @@ class Pipeline:
     @property
     def mode(self) -> Mode:
         """The name that reports and commands use."""
-        encrypted, masked = self.find(Encrypt), self.find(Mask)
-        if encrypted:
-            return "hybrid" if masked else "he"
-        return "secagg" if masked else "dp" if self.find(Noise) else "plain"
+        return mode_of({stage.kind for stage in self.stages})
 
     def find(self, kind: type[S]) -> S | None:
         """The first stage of a class."""
@@ -144,6 +141,13 @@ def _settings(stage: Stage) -> Mapping[str, Any]:
     fields = getattr(stage, "__dataclass_fields__", {})
     values = {name: getattr(stage, name) for name in fields}
     return {k: v for k, v in values.items() if v is None or isinstance(v, bool | int | float | str)}
+
+
+def mode_of(kinds: Collection[str]) -> Mode:
+    """What stages of these kinds are called together."""
+    if "encrypt" in kinds:
+        return "hybrid" if "mask" in kinds else "he"
+    return "secagg" if "mask" in kinds else "dp" if "noise" in kinds else "plain"
 
 
 def compose(stages: Sequence[Stage], *, sites: int, reducer: Any = None, weights: str = "uniform") -> Pipeline:

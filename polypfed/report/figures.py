@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from polypfed.privacy.pipeline import Mode, mode_of
 from polypfed.report.plots import HeatMap
 from polypfed.report.read import BASELINE, Run
 from polypfed.report.scale import duration, number, percent, signed, size
@@ -46,6 +47,14 @@ def strategies(run: Run) -> list[str]:
 def federated(run: Run) -> str:
     """What the federation's model is called: under FedBN and FedPer there is no one global model."""
     return COMPLETED if {"fedbn", "fedper"} & set(strategies(run)) else GLOBAL
+
+
+def privacy_mode(run: Run) -> Mode:
+    """By the stages of the run."""
+    settings = run.facts.get("settings")
+    stages = settings.get("stages") if isinstance(settings, Mapping) else None
+    named = [stage for stage in stages or () if isinstance(stage, Mapping)] if isinstance(stages, list) else []
+    return mode_of({str(stage.get("name")) for stage in named})
 
 
 def by_site(run: Run, metric: str) -> dict[str, dict[int, float]]:

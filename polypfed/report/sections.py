@@ -3,9 +3,22 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from polypfed.privacy import disclosure
 from polypfed.report import pictures
 from polypfed.report.figures import ALL as ALL_SITES
-from polypfed.report.figures import GLOBAL, MEAN, by_site, compared, federated, flat, kept, matrix, plain, strategies
+from polypfed.report.figures import (
+    GLOBAL,
+    MEAN,
+    by_site,
+    compared,
+    federated,
+    flat,
+    kept,
+    matrix,
+    plain,
+    privacy_mode,
+    strategies,
+)
 from polypfed.report.html import Markup, el, join, raw
 from polypfed.report.plots import LinePlot
 from polypfed.report.read import Run
@@ -145,6 +158,26 @@ def cost(run: Run) -> Section | None:
     return _section("cost", "Time and traffic", intro, el("div", *charts, class_="pair"), _rounds(run))
 
 
+def privacy(run: Run) -> Section:
+    """Who could learn what, the run's own mode marked; and what noise has cost."""
+    mode = privacy_mode(run)
+    rows = [
+        el(
+            "tr",
+            el("th", name, scope="row"),
+            *(el("td", text) for text in texts),
+            class_="main" if name == mode else None,
+        )
+        for name, *texts in (row.values() for row in disclosure.rows())
+    ]
+    table = _table(disclosure.HEADINGS.values(), rows, class_="words")
+    spent = run.last("epsilon")
+    cost = f" Noise has cost epsilon {spent:.3g}; the unit is one site's whole update." if spent else ""
+    intro = f"This run's mode is {mode}, in bold. What each party could learn that keeps to the protocol.{cost}"
+    notes = el("ul", *(el("li", note) for note in disclosure.NOTES), class_="note")
+    return _section("privacy", "Who could learn what", intro, el("div", table, class_="scroll whole"), notes)
+
+
 def troubles(run: Run) -> Section:
     """Refused and failed updates."""
     if not run.failures:
@@ -204,6 +237,7 @@ ALL: Sequence[Callable[[Run], Section | None]] = (
     comparison,
     selection,
     cost,
+    privacy,
     troubles,
     samples,
     settings,

@@ -16,9 +16,10 @@ from polypfed.core.model import ModelSpec
 from polypfed.core.rundir import save_model
 from polypfed.detect.patch import patch
 from polypfed.detect.template import Template
+from tests.runtimes import need_device
 
+need_device()
 cv2 = pytest.importorskip("cv2")
-pytest.importorskip("ai_edge_litert", reason="no TFLite runtime: install polypfed[edge]")
 MINI = Path(__file__).parents[1] / "detect" / "mini-64.zip"
 
 app = typer.Typer()

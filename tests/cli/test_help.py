@@ -90,7 +90,14 @@ def test_what_a_mistake_is_told(
 
 
 def test_exit_codes() -> None:
-    assert {c.name: c.value for c in Code} == {"DONE": 0, "ERROR": 1, "USAGE": 2, "QUORUM": 3, "STOPPED": 130}
+    assert {c.name: c.value for c in Code} == {
+        "DONE": 0,
+        "ERROR": 1,
+        "USAGE": 2,
+        "QUORUM": 3,
+        "STOPPED": 130,
+        "TERMINATED": 143,
+    }
     assert [Code.of(e) for e in (ConfigError("x"), QuorumError("x"), KeyboardInterrupt())] == [1, 3, 130]
 
 

@@ -29,7 +29,7 @@ def keys(*words: Any) -> str:
 
 def fed() -> Federation:
     clients = [NumpyClient(f"s{i}", Quadratic(1.0, float(i)), np.zeros(5), lr=0.1, weight=5) for i in range(2)]
-    return Federation(clients=clients, stages=stages("he", cap=10, bound=1.0))
+    return Federation(clients=clients, stages=stages("he", bits=12, cap=10, bound=1.0))
 
 
 def test_identities_and_a_roster(tmp_path: Path) -> None:
@@ -65,3 +65,11 @@ def test_what_is_no_key_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ConfigError, match=r"x.json.*cannot be read"):
         keys("inspect", tmp_path / "x.json")
+
+
+def test_a_run_in_clear_has_no_job_key(tmp_path: Path) -> None:
+    fed().run(1, Local(), tmp_path / "he")
+    clients = [NumpyClient(f"s{i}", Quadratic(1.0, float(i)), np.zeros(5)) for i in range(2)]
+    Federation(clients=clients).run(1, Local(), tmp_path / "plain")
+    with pytest.raises(ConfigError, match="not encrypted"):
+        keys("wrap", tmp_path / "plain", "--keys", tmp_path / "he" / "sites" / "s0" / "keys")

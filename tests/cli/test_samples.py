@@ -8,6 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.runtimes import need_device
+
 pytest.importorskip("cryptography", reason="install polypfed[edge]")
 
 from polypfed.cli import bench, samples
@@ -63,8 +65,7 @@ def test_mistakes(place, tmp_path):
 
 
 def test_bench_latency(tmp_path):
-    pytest.importorskip("ai_edge_litert", reason="no TFLite runtime: install polypfed[edge]")
-    pytest.importorskip("cv2")
+    need_device()
     from polypfed.detect.template import Template
 
     model = tmp_path / "mini.tflite"
@@ -78,8 +79,7 @@ def test_bench_latency(tmp_path):
 
 
 def test_the_service_keeps_hard_frames(tmp_path):
-    pytest.importorskip("ai_edge_litert", reason="no TFLite runtime: install polypfed[edge]")
-    pytest.importorskip("cv2")
+    need_device()
     from PIL import Image
 
     from polypfed.core.model import ModelSpec

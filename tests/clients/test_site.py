@@ -207,3 +207,24 @@ def test_every_model_of_a_matrix_is_scored() -> None:
     assert isinstance(reply, Evaluation)
     assert {k: v for k, v in reply.metrics.items() if "first" in k} == {"first": 1, "first@b": 2, "first@c": 3}
     assert (reply.weight, reply.run, reply.round) == (4, "r", 2)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("is empty", where="/data/DOE-JANE.png"),
+        DataError("is cut short", where="DOE JANE, line 3"),
+        FileNotFoundError(2, "No such file or directory", "DOE JANE"),
+        ValueError("cannot decode 'DOE JANE.jpg'"),
+        RuntimeError("failed at sites/DOE-JANE/x and DOE-JANE.dcm"),
+    ],
+)
+def test_an_error_names_no_file_to_the_server(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Counter, task: Task) -> Update:
+        raise error
+
+    monkeypatch.setattr(Counter, "fit", broken)
+    reply = fit(Site(Counter()), 1, 0)
+    assert isinstance(reply, Failure)
+    assert "JANE" not in reply.detail
+    assert reply.detail

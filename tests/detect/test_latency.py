@@ -1,12 +1,8 @@
 """The latency table: numbers that fit together, sensors, and a runtime of another age."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("cv2")
@@ -74,38 +70,3 @@ def test_nothing_to_measure(models):
         with pytest.raises(ConfigError, match="at least one"):
             measure(**wrong)
     assert latency.USABLE == 20.0
-
-
-_OLD = """
-import sys, numpy as np
-from polypfed.detect.runtime import runtime
-from polypfed.detect.litert import LiteRTDetector
-from polypfed.detect.quantize import quantize
-from polypfed.detect.patch import patch
-from polypfed.detect.template import Template
-assert runtime()[1].startswith("tflite-runtime"), runtime()
-assert np.__version__ < "2", np.__version__
-template, arrays = Template.open(sys.argv[1]), dict(np.load(sys.argv[2]))
-frames = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(6)]
-for model in (*(patch(template, arrays, p) for p in ("fp32", "fp16", "dynamic")), quantize(template, arrays, frames)):
-    print(LiteRTDetector(model, conf=0.001)(frames[0]).best)
-"""
-
-
-@pytest.mark.skipif(
-    "POLYPFED_OLD_PYTHON" not in os.environ, reason="no Python with tflite-runtime: POLYPFED_OLD_PYTHON"
-)
-def test_the_old_runtime_runs_every_precision(template, arrays, litert, tmp_path):
-    """tflite-runtime 2.14 with NumPy 1, in an environment of its own."""
-    np.savez(tmp_path / "arrays.npz", **arrays)
-    command = ["-c", _OLD, str(Path(__file__).with_name("mini-64.zip")), str(tmp_path / "arrays.npz")]
-    environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    done = subprocess.run(
-        [os.environ["POLYPFED_OLD_PYTHON"], *command], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    new = subprocess.run(
-        [sys.executable, *[c.replace("assert", "0 and") for c in command]],
-        capture_output=True, text=True, env=environment, timeout=120,
-    )  # fmt: skip
-    assert [float(v) for v in done.stdout.split()] == pytest.approx([float(v) for v in new.stdout.split()], abs=0.15)

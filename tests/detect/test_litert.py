@@ -185,6 +185,20 @@ def test_bad_settings_and_files(template, arrays, litert, tmp_path):
         LiteRTDetector(graph.with_outputs([graph.outputs[0]]))
 
 
+def test_an_operator_the_runtime_lacks(template, arrays, litert):
+    """Version 99 of the enlargement: the error names the file, the operators and the way out."""
+    schema = pytest.importorskip("ai_edge_litert.schema_py_generated")
+    data = bytearray(patch(template, arrays))
+    codes = schema.Model.GetRootAs(data, 0)
+    for number in range(codes.OperatorCodesLength()):
+        code = codes.OperatorCodes(number)
+        if code.Version() > 1:
+            place = code._tab.Pos + code._tab.Offset(8)
+            data[place : place + 4] = (99).to_bytes(4, "little")
+    with pytest.raises(ModelFileError, match=r"model: .* cannot run it .*v99.*: update the runtime"):
+        LiteRTDetector(bytes(data))
+
+
 def test_delegates(template, arrays, litert, tmp_path):
     model = patch(template, arrays)
     with pytest.raises(ConfigError, match="no such delegate"):

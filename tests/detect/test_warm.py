@@ -131,6 +131,7 @@ def test_a_header_that_claims_more_than_is_there(tmp_path):
 
 
 def test_coco_weights_fit_the_backbone_and_neck(real_data):
+    pytest.importorskip("torch", reason="install polypfed[yolo]")
     from polypfed.clients.flat import FlatModel
     from polypfed.detect import yolo
 

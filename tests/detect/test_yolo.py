@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+pytest.importorskip("torch", reason="install polypfed[yolo]")
+
 import torch
 
 from polypfed.core.errors import ConfigError

@@ -1,5 +1,6 @@
 """Encrypted rounds: the server sums ciphertext, the sites step; against the same rounds with nothing encrypted."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from polypfed.core.model import Vector
 from polypfed.core.reduce import BUFFERS
 from polypfed.core.rundir import load_model
 from polypfed.core.seeds import derive, generator
-from polypfed.privacy.errors import IncompatiblePrivacy
+from polypfed.federation.sums import SumLog
+from polypfed.privacy.errors import IncompatiblePrivacy, KeyRefused
+from polypfed.privacy.keyring import IDENTITY, open_keys
+from polypfed.privacy.keys import unwrap
+from polypfed.privacy.modes import stages
 from polypfed.privacy.stage import Encrypt, Quantise, Stage
 from polypfed.strategies import Cohort, FedAdam, FedAvg, FedAvgM, FedNova, KeepBest, Registry, Scaffold, Strategy
 from tests.problems import Quadratic, Scripted, absent, scores
@@ -46,7 +51,8 @@ def stages_for(strategy: Strategy) -> tuple[Stage, ...]:
 
 
 def fed(strategy: Strategy = STRATEGIES[0], **settings: Any) -> Federation:
-    return Federation(clients=clients(), strategy=strategy, **({"stages": stages_for(strategy)} | settings))
+    usual = {"clients": clients(), "stages": stages_for(strategy)}
+    return Federation(strategy=strategy, **(usual | settings))
 
 
 def model(folder: Path, site: str = "s0") -> Vector:
@@ -249,3 +255,24 @@ def test_lost_updates_do_not_stop_the_round(tmp_path: Path) -> None:
     assert [(f.client, f.round) for f in history.failures] == [("s0", 2), ("s2", 3)]
     assert len({model(tmp_path, s).tobytes() for s in ("s0", "s1", "s2")}) == 1
     assert isinstance(history.failures[0], Failure)
+
+
+@pytest.mark.parametrize("mode", ["he", "hybrid"])
+def test_a_member_with_a_new_identity_means_a_new_job_key(tmp_path: Path, mode: Any) -> None:
+    """s1's identity was revoked in mid-run. The key rotates; s1 misses a round, then catches up by a snapshot."""
+    line = stages(mode, cap=100, bound=1.0)
+    fed(stages=line, clients=clients(4)).run(2, Local(), tmp_path)
+    revoked, roster = open_keys(tmp_path / "sites" / "s1" / "keys")
+    (tmp_path / "sites" / "s1" / "keys" / IDENTITY).unlink()  # a simulation makes another, and the roster of all
+    history = fed(stages=line, clients=clients(4)).resume(tmp_path, 6, Local())
+    assert {(f.client, f.round) for f in history.failures} <= {("s1", 2), ("s1", 3)}
+    assert len({model(tmp_path, s).tobytes() for s in ("s0", "s1", "s2", "s3")}) == 1
+    found, new = SumLog(tmp_path / "sums").keys(), open_keys(tmp_path / "keys")[1]
+    assert [found[epoch].about["roster"] for epoch in (1, 2)] == [r.digest.hex() for r in (roster, new)]
+    for known in (roster, new):
+        with pytest.raises(KeyRefused):
+            unwrap(found[2].pieces[1], revoked, known, history_run(tmp_path))
+
+
+def history_run(folder: Path) -> str:
+    return str(json.loads((folder / "run.json").read_text())["run"])

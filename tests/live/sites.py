@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from polypfed import Federation, NumpyClient, Task
+import numpy as np
+
+from polypfed import Federation, NumpyClient, Task, Update
 from polypfed.backends import Local
 from tests.problems import Odd, sites
 
@@ -31,16 +33,19 @@ def digest(names: list[str], rounds: int, **settings: Any) -> str:
     return hashlib.sha256(model.tobytes()).hexdigest()
 
 
+WRONG = {"nan": np.array([0, np.nan, 0], np.float32), "shape": np.zeros(5, np.float32)}
+
+
 class Act:
-    """Writes its process id to BASE/began, then hangs, or ends its process; only the first time."""
+    """Writes its process id to BASE/began, then hangs, ends its process or answers nonsense; only the first time."""
 
     def __init__(self, act: str, base: Path) -> None:
         self.act, self.base = act, base
 
-    def __call__(self, site: Odd, task: Task) -> None:
+    def __call__(self, site: Odd, task: Task) -> Update | None:
         mark = self.base / "began"
         if mark.exists():
-            return
+            return None
         mark.write_text(str(os.getpid()))
         if self.act == "hang":
             time.sleep(600)
@@ -48,3 +53,6 @@ class Act:
             time.sleep(8)
         elif self.act == "die":
             os._exit(9)
+        elif self.act in WRONG:
+            return Update(site.name, task.round, {"delta": WRONG[self.act]}, 9)
+        return None

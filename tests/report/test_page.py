@@ -7,6 +7,8 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from polypfed.report import write_report
 
 MakeRun = Callable[..., Path]
@@ -58,7 +60,7 @@ def test_nothing_is_fetched_or_run(make_run: MakeRun) -> None:
 
 def test_every_section_is_there_and_linked(make_run: MakeRun) -> None:
     page = _page(make_run())
-    wanted = ["quality", "matrix", "comparison", "selection", "cost", "troubles", "samples", "settings"]
+    wanted = ["quality", "matrix", "comparison", "selection", "cost", "privacy", "troubles", "samples", "settings"]
     assert [h[1:] for h in page.of("href") if h.startswith("#")] == wanted
     ids = page.of("id")
     assert set(wanted) <= set(ids)
@@ -66,6 +68,20 @@ def test_every_section_is_there_and_linked(make_run: MakeRun) -> None:
     assert set(page.of("aria-labelledby")) <= set(ids)
     assert "not a medical device" in " ".join(page.text)
     assert "AGPL-3.0" in " ".join(page.text)
+
+
+@pytest.mark.parametrize(
+    ("stages", "mode"), [([], "plain"), (["quantise", "mask", "encrypt"], "hybrid"), (["clip", "noise"], "dp")]
+)
+def test_the_runs_own_mode_of_privacy_is_marked(tmp_path: Path, stages: list[str], mode: str) -> None:
+    rows = [{"round": 1, "site": "", "metric": m, "value": v} for m, v in (("map50", 0.5), ("epsilon", 3.25))]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"strategy": {"name": "fedavg"}, "stages": [{"name": name} for name in stages]}
+    (tmp_path / "run.json").write_text(json.dumps({"settings": settings}))
+    text = write_report(tmp_path).read_text()
+    assert f'<tr class="main"><th scope="row">{mode}</th>' in text
+    assert text.count('<tr class="main">') == 1
+    assert "epsilon 3.25" in text
 
 
 def test_it_can_be_read_without_seeing_it(make_run: MakeRun) -> None:
@@ -102,7 +118,7 @@ def test_what_a_stranger_wrote_stays_text(make_run: MakeRun) -> None:
 def test_a_history_alone_is_enough(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").write_text('{"round": 0, "site": "a", "metric": "loss", "value": 1.5}\n')
     page = _page(tmp_path)
-    assert [h for h in page.of("href") if h.startswith("#")] == ["#troubles"]
+    assert [h for h in page.of("href") if h.startswith("#")] == ["#privacy", "#troubles"]
     (tmp_path / "history.jsonl").write_text("")
     _page(tmp_path)
 

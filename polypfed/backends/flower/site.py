@@ -1,4 +1,4 @@
-"""A site of a deployment: a resident worker and Flower's SuperNode beside it."""
+"""A site of a deployment: a resident worker, Flower's SuperNode, and on a board the detector, beside each other."""
 
 import logging
 import os
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from polypfed.backends.device import beside
 from polypfed.backends.resident import Resident
 from polypfed.backends.site_file import SiteFile
 from polypfed.core.errors import ConfigError
@@ -86,7 +87,9 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def run(path: str | Path, *, worker: bool = True, once: bool = False) -> int:
-    """Join the federation and serve it until told to stop (SIGTERM, SIGINT).
+    """Join the federation and serve it until told to stop (SIGTERM, SIGINT); on a board, detect as well.
+
+    Where `site.toml` has a [device], its detector runs in a process of its own; a site with no [flower] does only that.
 
     A SuperNode that ends is started again after ten seconds: after a power cut the SuperLink takes the same key only
     when the old connection's heartbeat has expired, about 70 s later.
@@ -104,7 +107,10 @@ def run(path: str | Path, *, worker: bool = True, once: bool = False) -> int:
     """
     site = SiteFile.load(path)
     stopped = threading.Event()
-    with tempfile.TemporaryDirectory(prefix="pf-") as private, _signals(stopped):
+    with tempfile.TemporaryDirectory(prefix="pf-") as private, _signals(stopped), beside(site):
+        if site.device and not site.engine:
+            stopped.wait()
+            return 0
         place = Path(private) / "worker"
         started = node(site, place if worker else None)
         if not worker:

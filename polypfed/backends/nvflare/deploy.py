@@ -82,17 +82,19 @@ def write(folder: str | Path, plan: Plan) -> Path:
     )
     made = provision(folder / "project.yml", folder / "ca")
     shutil.move(made, folder / "kits")
-    for name in (plan.host, *plan.sites, plan.admin):
-        fit_kit(folder / "kits" / name, plan.heartbeat)
+    kits = {name: folder / "kits" / name for name in (plan.host, *plan.sites, plan.admin)}
+    for kit in kits.values():
+        fit_kit(kit, plan.heartbeat)
+    keys = {name: kits[name] / "local" / KEYS for name in (plan.host, *plan.sites)}
+    keyring.provision(plan.sites, folder, sites={n: keys[n] for n in plan.sites}, server=keys[plan.host])
+    prints = {m.name: m.fingerprint for m in keyring.read_roster(keys[plan.host] / keyring.ROSTER).members}
     _server(folder / "kits" / plan.host, plan)
     for name in plan.sites:
         _site(folder / "kits" / name, name, plan)
-    keys = {name: folder / "kits" / name / "local" / KEYS for name in (plan.host, *plan.sites)}
-    keyring.provision(plan.sites, folder, sites={n: keys[n] for n in plan.sites}, server=keys[plan.host])
     _admin(folder / "kits" / plan.admin, plan)
     expires = expiry(folder / "kits" / plan.host).date()
     (folder / "README.md").write_text(
-        templates.readme(plan.host, plan.port, plan.admin_port, plan.sites, plan.admin, expires)
+        templates.readme(plan.host, plan.port, plan.admin_port, plan.sites, plan.admin, expires, prints)
     )
     return folder
 

@@ -19,6 +19,7 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.apis.signal import Signal
 
 from polypfed.backends.nvflare.exchange import HOLD, WAIT, in_simulator
+from polypfed.backends.nvflare.parcel import Parcel, receive, send
 from polypfed.backends.nvflare.payload import Order, reply_to_shareable, task_from_shareable
 from polypfed.backends.nvflare.pool import Pool
 from polypfed.backends.site_file import Later, SiteFile
@@ -130,27 +131,27 @@ class Relayed:
         except OSError:
             os._exit(1)  # nobody is there to work for
         self._answers = threading.Condition()
-        self._answer: bytes | None = None
+        self._answer: Parcel | None = None
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         while True:
             try:
-                data = self._pipe.recv_bytes()
+                parcel = receive(self._pipe)
             except (EOFError, OSError):
                 os._exit(1)
             with self._answers:
-                self._answer = data
+                self._answer = parcel
                 self._answers.notify()
 
     def perform(self, order: Order, aborted: Any) -> Reply:
         """The reply of the client behind the socket."""
-        self._pipe.send_bytes(encode(order.task))
+        send(self._pipe, encode(order.task))
         with self._answers:
             while self._answer is None:
                 self._answers.wait()
-            data, self._answer = self._answer, None
-        reply = decode(data)
+            parcel, self._answer = self._answer, None
+        reply = decode(parcel.data)
         if isinstance(reply, Task):
             raise MessageError("a Task, not a reply")
         return reply
@@ -174,7 +175,8 @@ class Own:
             return Failure(self.site.name, task.round, "policy", f"{task.run!r} cannot name a run", task.run)
         if self._pool is None or self._run != task.run:
             self.close()
-            self._pool, self._run = Pool([Later(self.site)], self.site.state / task.run, 1), task.run
+            folder = self.site.state / task.run
+            self._pool, self._run = Pool([Later(self.site)], folder, 1), task.run
         return self._pool.perform(self.site.name, task, end, aborted)
 
     def close(self) -> None:

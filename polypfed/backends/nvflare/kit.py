@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ CLASSES = (
 """What a job may name; neither takes the name of code from a job that ships none."""
 
 _STOCK_HEARTBEAT = 600
+_SOON = 30  # days before the end of the certificates from which on every start warns
 _RIGHTS = ("submit_job", "clone_job", "manage_job", "download_job", "view", "operate", "shell_commands")
 
 
@@ -94,6 +95,16 @@ def expiry(kit: Path) -> datetime:
     return min(certificate.not_valid_after_utc for certificate in found)
 
 
+def validity(kit: Path) -> str:
+    """One line on how long the kit's certificates are valid; a warning in the last 30 days."""
+    end = expiry(kit)
+    left = (end - datetime.now(UTC)).days
+    if left >= _SOON:
+        return f"Certificates are valid until {end.date()}"
+    passed = "have expired" if left < 0 else f"expire in {left} days"
+    return f"WARNING: certificates {passed} ({end.date()}). Provision anew: nobody can join without valid ones"
+
+
 if __name__ == "__main__":
-    for line in fit_kit(Path(sys.argv[1])):
+    for line in [*fit_kit(Path(sys.argv[1])), validity(Path(sys.argv[1]))]:
         sys.stderr.write(f"{line}\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic
 
 from polypfed.backends.local import _encoded, _late, _lost, _prepare, _Worker, open_site
+from polypfed.backends.nvflare.parcel import Parcel, receive, send
 from polypfed.clients.base import Client
 from polypfed.clients.site import Site
 from polypfed.core.errors import ConfigError
@@ -46,12 +47,12 @@ class Pool:
     def perform(self, name: str, task: Task, end: float, aborted: Callable[[], bool] = lambda: False) -> Reply:
         """The answer of the client called `name`; a Failure if its process ends, or monotonic() passes `end`."""
         answer = self.forward(name, encode(task), task, end, aborted)
-        reply = answer if isinstance(answer, Failure) else decode(answer)
+        reply = answer if isinstance(answer, Failure) else decode(answer.data)
         return _lost(name, task) if isinstance(reply, Task) else reply
 
     def forward(
-        self, name: str, data: bytes, task: Task, end: float, aborted: Callable[[], bool] = lambda: False
-    ) -> bytes | Failure:
+        self, name: str, data: bytes | Parcel, task: Task, end: float, aborted: Callable[[], bool] = lambda: False
+    ) -> Parcel | Failure:
         """As `perform`, of a task that is encoded already, and with an encoded reply."""
         if not self._turns.acquire(timeout=max(0.0, min(end - monotonic(), threading.TIMEOUT_MAX))):
             return _late(name, task)
@@ -102,17 +103,17 @@ class _Slot:
 
 
 def _ask(
-    worker: _Worker, name: str, data: bytes, task: Task, end: float, aborted: Callable[[], bool]
-) -> bytes | Failure:
+    worker: _Worker, name: str, data: bytes | Parcel, task: Task, end: float, aborted: Callable[[], bool]
+) -> Parcel | Failure:
     try:
         worker.pipe.send_bytes(name.encode())
-        worker.pipe.send_bytes(data)
+        send(worker.pipe, data)
         while not worker.pipe.poll(min(_LOOK, max(0.0, end - monotonic()))):
             if aborted():
                 return Failure(name, task.round, "aborted", "the job was aborted", task.run)
             if monotonic() >= end:
                 return _late(name, task)
-        return worker.pipe.recv_bytes()
+        return receive(worker.pipe)
     except (EOFError, OSError):
         return _lost(name, task)
 
@@ -123,10 +124,10 @@ def _work(pipe: Connection, clients: list[Client], directory: Path | None, modul
     by_name, sites = {c.name: c for c in clients}, dict[str, Site]()
     while True:
         try:
-            name, task = pipe.recv_bytes().decode(), decode(pipe.recv_bytes())
+            name, task = pipe.recv_bytes().decode(), decode(receive(pipe).data)
         except (EOFError, OSError):
             return
         if isinstance(task, Task):
             if name not in sites:
                 sites[name] = open_site(by_name[name], directory)
-            pipe.send_bytes(_encoded(sites[name].perform(task)))
+            send(pipe, _encoded(sites[name].perform(task)))

@@ -11,6 +11,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 
 from polypfed.backends.nvflare.exchange import ExchangeController
+from polypfed.backends.nvflare.parcel import receive, send
 from polypfed.core.messages import Task, decode, encode
 
 
@@ -35,7 +36,8 @@ class RelayController(ExchangeController):
                     head = json.loads(pipe.recv_bytes())
                     tasks = dict(_tasks(pipe, head["sites"]))
                     for reply in self.exchange(tasks, head["deadline"], head["layout"], fl_ctx, abort_signal):
-                        pipe.send_bytes(head["number"].to_bytes(8) + encode(reply))
+                        pipe.send_bytes(head["number"].to_bytes(8))
+                        send(pipe, encode(reply))
         except (EOFError, OSError):
             os._exit(0)
 
@@ -43,7 +45,7 @@ class RelayController(ExchangeController):
 def _tasks(pipe: Any, sites: list[str]) -> Iterator[tuple[str, Task]]:
     vectors: Any = {}
     for site in sites:
-        task = decode(pipe.recv_bytes())
+        task = decode(receive(pipe).data)
         assert isinstance(task, Task)
         vectors = task.vectors or vectors  # none: those of the site before
         yield site, replace(task, vectors=vectors)

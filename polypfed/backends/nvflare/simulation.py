@@ -21,6 +21,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from polypfed.backends.nvflare.parcel import receive, send
 from polypfed.backends.nvflare.pool import Pool
 from polypfed.clients.base import Client, HasInitial, agreed
 from polypfed.core.errors import BackendError
@@ -206,9 +207,8 @@ class _Running:
         """Do what the site's process asks for, until it ends."""
         with suppress(EOFError, OSError, KeyError):
             while True:
-                data = pipe.recv_bytes()
-                answer = self._pool.forward(name, data, self._tasks[name], self._end)
-                pipe.send_bytes(encode(answer) if isinstance(answer, Failure) else answer)
+                answer = self._pool.forward(name, receive(pipe), self._tasks[name], self._end)
+                send(pipe, encode(answer) if isinstance(answer, Failure) else answer)
         pipe.close()
         self._pipes.remove(pipe)
         if not self._shared:  # else a process ends with every task
@@ -241,13 +241,13 @@ class _Running:
         last: Any = None
         for name in sorted(tasks):  # mostly all sites get the same vectors: they are sent once
             task = tasks[name]
-            pipe.send_bytes(encode(replace(task, vectors={}) if task.vectors is last else task))
+            send(pipe, encode(replace(task, vectors={}) if task.vectors is last else task))
             last = task.vectors
         end = monotonic() + deadline + 2 * _GRACE
         while waiting - self._lost and (left := end - monotonic()) > 0:
-            if pipe.poll(min(_LOOK, left)) and int.from_bytes((data := pipe.recv_bytes())[:8]) == self._number:
-                reply = decode(memoryview(data)[8:])
-                if not isinstance(reply, Task):
+            if pipe.poll(min(_LOOK, left)):
+                number, parcel = int.from_bytes(pipe.recv_bytes(8)), receive(pipe)
+                if number == self._number and not isinstance(reply := decode(parcel.data), Task):
                     yield reply
 
     def stop(self) -> None:

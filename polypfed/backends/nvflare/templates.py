@@ -56,12 +56,15 @@ def site_toml(name: str, client: str, settings: Mapping[str, Any]) -> str:
 name = {value(name)}
 client = {value(client)}
 state = "../state"      # what this site keeps between rounds, one folder per run; back it up
-{table("settings", settings)}{POLICY}"""
+{POLICY}{table("settings", settings)}"""
 
 
-def readme(host: str, port: int, admin_port: int, sites: Sequence[str], admin: str, expires: date) -> str:
+def readme(
+    host: str, port: int, admin_port: int, sites: Sequence[str], admin: str, expires: date, prints: Mapping[str, str]
+) -> str:
     """The folder's own README."""
     folders = "\n".join(f"- `kits/{name}` goes to {name}." for name in sites)
+    roster = "\n".join(f"| {name} | `{print_}` |" for name, print_ in sorted(prints.items()))
     return f"""# A polypfed deployment on NVFlare
 
 Server: `{host}`, port {port} for sites and {admin_port} for administrators. Sites: {", ".join(sites)}.
@@ -73,6 +76,14 @@ Server: `{host}`, port {port} for sites and {admin_port} for administrators. Sit
 - `ca/` holds what signs certificates. Keep it off the server.
 
 Hand the folders over by a way you trust, and delete your copies: each holds a private key. Each has a README.
+
+For encrypted and masked runs (`[privacy]` in the study) each site has keys of its own in `local/keys`, and a roster of
+all public ones; the server has none that opens anything. `polypfed keys inspect local/keys/roster.json` at each site
+must show:
+
+| site | fingerprint |
+|---|---|
+{roster}
 """
 
 

@@ -37,10 +37,11 @@ def read_coco(path: Path) -> Coco:
         boxes: dict[int, list[list[float]]] = {number: [] for number in names}
         for number, _, (x, y, w, h) in rows:
             boxes[number].append([x, y, x + w, y + h])
+        categories = {category for _, category, _ in rows}
         arrays = {n: np.array(b, np.float32).reshape(-1, 4) for n, b in boxes.items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise DataError("not a COCO file", where=path) from None
-    if len({category for _, category, _ in rows}) > 1:
+    if len(categories) > 1:
         raise DataError("more than one category, and only polyps are understood", where=path)
     tail = _tail(boxes)
     cut = frozenset(names[n] for n in tail) if len(tail) > _LONG_RUN else frozenset()

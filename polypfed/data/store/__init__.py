@@ -3,5 +3,6 @@
 from polypfed.data.store.labelling import FORMATS, export_labels, import_labels
 from polypfed.data.store.store import LABELS, Record, SampleStore
 from polypfed.data.store.vault import Vault
+from polypfed.data.store.writer import Writer
 
-__all__ = ["FORMATS", "LABELS", "Record", "SampleStore", "Vault", "export_labels", "import_labels"]
+__all__ = ["FORMATS", "LABELS", "Record", "SampleStore", "Vault", "Writer", "export_labels", "import_labels"]

@@ -54,7 +54,8 @@ class Record:
 
 
 class SampleStore:
-    """Use it as a context manager, or call `close`. One process at a time writes.
+    """Use it as a context manager, or call `close`. Several processes may have it open: the device service adds frames
+    while a person's answers come in and training reads. Each write is one transaction, files included.
 
     Args:
         folder: made if it is missing; holds `store.db` and `frames/`.
@@ -72,9 +73,9 @@ class SampleStore:
         self.folder, self._vault, self._most, self._clock = Path(folder), vault, most_bytes, clock
         try:
             (self.folder / "frames").mkdir(parents=True, exist_ok=True)
-            sweep(self.folder)
             self._base = sqlite3.connect(self.folder / "store.db", isolation_level=None, timeout=10)
             self._base.execute("PRAGMA journal_mode=WAL")
+            self._base.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last frames, not the store
             self._base.execute("PRAGMA secure_delete=ON")
             self._base.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
@@ -225,11 +226,7 @@ class SampleStore:
     def remove(self, frames: Sequence[str]) -> int:
         """Forget frames, images and scores; returns how many there were."""
         with self._writing():
-            for frame in frames:
-                self._path(frame).unlink(missing_ok=True)
-            gone = self._base.executemany("DELETE FROM frames WHERE id = ?", [(f,) for f in frames]).rowcount
-            self._base.executemany("DELETE FROM scores WHERE frame = ?", [(f,) for f in frames])
-        return max(gone, 0)
+            return self._forget(frames)
 
     def retain(self, seconds: float) -> int:
         """Forget what was seen longer ago than `seconds`, whatever its label; returns how many images went."""
@@ -247,6 +244,13 @@ class SampleStore:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.exists():
             raise DataError("could not be removed; without its key it cannot be read", where=self.folder)
+
+    def _forget(self, frames: Sequence[str]) -> int:
+        for frame in frames:
+            self._path(frame).unlink(missing_ok=True)
+        gone = self._base.executemany("DELETE FROM frames WHERE id = ?", [(f,) for f in frames]).rowcount
+        self._base.executemany("DELETE FROM scores WHERE frame = ?", [(f,) for f in frames])
+        return max(gone, 0)
 
     def _score(self, frame: str, at: float, model: str, confidence: float, kept: bool) -> None:
         row = (frame, at, model, float(confidence), int(kept))
@@ -287,9 +291,11 @@ class SampleStore:
 
     def _tidy(self) -> None:
         """Files without a row, left by a kill between the two, go; rows without a file too."""
-        rows = {row[0] for row in self._base.execute("SELECT id FROM frames")}
-        files = {p.stem for p in (self.folder / "frames").glob("*.bin")}
-        self.remove(sorted(rows ^ files))
+        with self._writing():  # nobody else is between a file and its row then
+            sweep(self.folder)
+            rows = {row[0] for row in self._base.execute("SELECT id FROM frames")}
+            files = {p.stem for p in (self.folder / "frames").glob("*.bin")}
+            self._forget(sorted(rows ^ files))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

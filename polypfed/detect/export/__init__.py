@@ -16,10 +16,12 @@ from polypfed.detect.export.environment import Converter, ExportError, cache
 from polypfed.detect.patch import patch
 from polypfed.detect.quantize import quantize
 from polypfed.detect.template import PRECISIONS, Precision, Template
+from polypfed.detect.widths import narrower
 
 Format = Literal["tflite", "onnx"]
 _WIDTHS = {16: "yolov5n", 32: "yolov5s", 48: "yolov5m", 64: "yolov5l", 80: "yolov5x"}
-_FIRST = "model.0.conv.weight"
+_FIRST, _DEEPEST, _BLOCK = "model.0.conv.weight", "model.9.cv2.conv.weight", "model.6.m."
+_DEPTHS = {3: (16, 32), 6: (48,), 9: (64,), 12: (80,)}  # blocks of layer 6 -> widths of the sizes that have so many
 
 __all__ = ["Converter", "ExportError", "architecture", "export_model", "find_template", "model_file"]
 
@@ -37,16 +39,20 @@ def model_file(path: Path) -> Path:
 
 
 def architecture(spec: ModelSpec) -> str:
-    """The YOLOv5 size of a layout, by the width of its first layer.
+    """The YOLOv5 size of a layout, such as "yolov5n" or "yolov5n-0.75", by depth and the width of the deepest layer.
 
     Raises:
         LayoutError: it is of another family.
     """
     shapes = {p.name: p.shape for p in spec.parts}
-    arch = _WIDTHS.get(shapes.get(_FIRST, (0,))[0])
-    if arch is None:
-        raise LayoutError("this is not the layout of a YOLOv5 detector", where=_FIRST)
-    return arch
+    first, deepest = (shapes.get(name, (0,))[0] for name in (_FIRST, _DEEPEST))
+    blocks = len({n.split(".")[3] for n in shapes if n.startswith(_BLOCK)})
+    wide = next((w for w in _DEPTHS.get(blocks, ()) if 16 * w >= deepest), None)
+    if wide is not None and first:
+        return narrower(_WIDTHS[wide], deepest / (16 * wide))
+    if first in _WIDTHS and not deepest:
+        return _WIDTHS[first]
+    raise LayoutError("this is not the layout of a YOLOv5 detector", where=_FIRST)
 
 
 def find_template(arch: str, imgsz: int, folder: Path | None = None, converter: Converter | None = None) -> Template:

@@ -12,10 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from polypfed.backends.nvflare import deploy, operate
-from polypfed.backends.nvflare.kit import CLASSES, expiry, fit_kit
+from polypfed.backends.nvflare import kit as kits
+from polypfed.backends.nvflare.kit import CLASSES, expiry, fit_kit, validity
 from polypfed.backends.site_file import SiteFile
 from polypfed.cli import deploy_nvflare
 from polypfed.core.errors import BackendError, ConfigError, QuorumError
+from polypfed.privacy.keyring import open_keys
 
 ADMIN = "admin@polypfed.org"
 KITS = ["localhost", "north", "south", ADMIN]
@@ -47,11 +49,34 @@ def test_private_keys_are_their_owners_alone(folder: Path) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_every_site_has_an_identity_and_all_have_one_roster(folder: Path) -> None:
+    """The server's identity only signs: it is in nobody's roster of members, and it holds no site's."""
+    kits = {name: folder / "kits" / name / "local" / "keys" for name in KITS}
+    assert not kits[ADMIN].exists()
+    opened = {name: open_keys(kits[name]) for name in KITS if name != ADMIN}
+    assert len({found.digest for _, found in opened.values()}) == 1
+    _, pinned = opened["localhost"]
+    assert pinned.names == ["north", "south"]
+    for name in pinned.names:
+        assert opened[name][0].public == pinned[name]
+        assert pinned[name].fingerprint in (folder / "README.md").read_text()
+    assert opened["localhost"][0].public == pinned.server
+    assert sorted(p.name for p in kits["localhost"].iterdir()) == ["identity.key", "roster.json"]
+
+
 def test_the_day_on_which_certificates_expire_is_stated(folder: Path) -> None:
     day = expiry(folder / "kits" / "north")
     assert timedelta(days=350) < day - datetime.now(UTC) < timedelta(days=370)
     for text in (folder / "README.md", *(folder / "kits" / name / "README.md" for name in KITS)):
         assert str(day.date()) in text.read_text()
+
+
+@pytest.mark.parametrize(("days", "said"), [(31, "valid until"), (29, "WARNING.*in 28 days"), (-1, "WARNING.*expired")])
+def test_every_start_warns_in_the_last_days(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, days: int, said: str
+) -> None:
+    monkeypatch.setattr(kits, "expiry", lambda kit: datetime.now(UTC) + timedelta(days=days))
+    assert re.search(said, validity(folder / "kits" / "north"))
 
 
 @pytest.mark.parametrize("name", ["localhost", "north", "south"])

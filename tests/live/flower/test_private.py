@@ -34,10 +34,9 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         found.close()
 
 
-def cases() -> Iterator[Any]:
+def cases() -> list[Any]:
     skip = pytest.mark.skipif("POLYPFED_LONG" not in os.environ, reason="nine runs of Flower; set POLYPFED_LONG")
-    for case in ALL:
-        yield pytest.param(*case, marks=() if case in ALWAYS else skip, id="-".join(case))
+    return [pytest.param(*case, marks=() if case in ALWAYS else skip, id="-".join(case)) for case in ALL]
 
 
 def at_sites(folder: Path) -> set[str]:

@@ -149,3 +149,10 @@ class Deployment:
             self.kill(name)
         time.sleep(0.5)
         return [pid for pid in pids if alive(pid)]
+
+
+def edit(deployment: Deployment, **settings: object) -> None:
+    """The server's settings, as its owner edits them."""
+    path = deployment.server / "local" / "polypfed.toml"
+    head = path.read_text().partition("[settings]")[0]
+    path.write_text(head + "[settings]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))

@@ -17,7 +17,8 @@ from polypfed import Federation, History, Task
 from polypfed.backends import Local
 from tests.live.loopback import until
 from tests.live.nvflare import study
-from tests.live.nvflare.processes import Deployment
+from tests.live.nvflare.processes import Deployment, edit
+from tests.problems import Odd, divide
 
 pytestmark = pytest.mark.live
 SITES = ["site-1", "site-2"]
@@ -39,13 +40,6 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
         yield made
     finally:
         assert made.close() == []
-
-
-def edit(deployment: Deployment, **settings: object) -> None:
-    """The server's settings, as its owner edits them."""
-    path = deployment.server / "local" / "polypfed.toml"
-    head = path.read_text().partition("[settings]")[0]
-    path.write_text(head + "[settings]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "scaffold"])
@@ -155,6 +149,28 @@ def test_a_crash_and_a_hang_in_training_cost_a_round_each_and_the_job_goes_on(de
     assert failures == [("site-1", 2, "lost"), ("site-2", 3, "deadline")]
 
 
+def test_nan_and_a_wrong_shape_count_for_nothing(deployment: Deployment) -> None:
+    """The same model as if those sites had not answered in those rounds."""
+    files = {n: deployment.kit(n) / "local" / "polypfed.toml" for n in SITES}
+    before = {n: path.read_text() for n, path in files.items()}
+    for (n, path), act, when in zip(files.items(), ("nan", "shape"), (2, 3), strict=True):
+        (path.parent / "began").unlink(missing_ok=True)
+        path.write_text(f'{before[n]}act = "{act}"\nwhen = {when}\n')
+    edit(deployment, strategy="fedavg", quorum=1, evaluate="off")
+    try:
+        result = deployment.conduct("poisoned", rounds=4)
+    finally:
+        for n in SITES:
+            files[n].write_text(before[n])
+    failures = [(f["client"], f["round"], f["reason"]) for f in deployment.lines("failures.jsonl", "poisoned")]
+    assert failures == [("site-1", 2, "non-finite"), ("site-2", 3, "shape")]
+    absent = [Odd(c, divide, (when,)) for c, when in zip(study.clients(SITES), (2, 3), strict=True)]
+    settings = study.settings(strategy="fedavg", quorum=1, evaluate="off")
+    model = Federation(clients=absent, **settings).run(4, Local()).model
+    assert model is not None
+    assert result["sha256"] == hashlib.sha256(model.tobytes()).hexdigest()
+
+
 def pausing(deployment: Deployment, name: str, when: int) -> str:
     """Let the site's training pause in round `when`; its settings as they were."""
     path = deployment.kit(name) / "local" / "polypfed.toml"
@@ -176,6 +192,44 @@ def during(deployment: Deployment, run: str, name: str, act: Callable[[], None])
     finally:
         thread.join()
     return answer[0]
+
+
+def test_a_training_process_is_killed_and_the_round_goes_on(deployment: Deployment) -> None:
+    before = pausing(deployment, "site-2", 2)
+    edit(deployment, strategy="scaffold", quorum=1, evaluate="off")
+    local = deployment.kit("site-2") / "local"
+
+    def kill() -> None:
+        child = int((local / "began").read_text())
+        assert child in deployment.processes("site-2")
+        os.kill(child, signal.SIGKILL)
+
+    try:
+        code, _, errors = during(deployment, "childless", "site-2", kill)
+    finally:
+        (local / "polypfed.toml").write_text(before)
+    assert code == 0, errors
+    assert deployment.accepted("childless") == {1: 2, 2: 1, 3: 2}
+    failures = [(f["client"], f["round"], f["reason"]) for f in deployment.lines("failures.jsonl", "childless")]
+    assert failures == [("site-2", 2, "lost")]
+
+
+def test_a_job_process_of_a_site_is_killed_and_the_run_resumed(deployment: Deployment) -> None:
+    """NVFlare ends the whole job then; the run goes on where it was, to the same bits."""
+    before = pausing(deployment, "site-1", 3)
+    edit(deployment, strategy="scaffold")
+
+    def kill() -> None:
+        (pid,) = deployment.processes("site-1", "worker_process")
+        os.kill(pid, signal.SIGKILL)
+
+    try:
+        code, _, errors = during(deployment, "clientless", "site-1", kill)
+    finally:
+        (deployment.kit("site-1") / "local" / "polypfed.toml").write_text(before)
+    assert (code, "Traceback" in errors) == (1, False)
+    assert deployment.accepted("clientless") == {1: 2, 2: 2}
+    assert deployment.conduct("clientless")["sha256"] == here()
 
 
 def test_a_job_process_of_the_server_is_killed_and_the_run_resumed(deployment: Deployment) -> None:

@@ -6,13 +6,14 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polypfed.core.rundir import load_model
 from tests.live.loopback import BIN, family, free_ports, kill
 from tests.problems import ROOT
 
-pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(3600)]
 TEXT = (ROOT / "docs" / "deploy-nvflare.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
@@ -41,16 +42,20 @@ def test_the_real_job_runs_as_written(tmp_path: Path, real_data: Path) -> None:
             ["bash", "-c", script()], cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            assert process.wait(1700) == 0, (tmp_path / "log").read_text()[-4000:]
+            assert process.wait(3500) == 0, (tmp_path / "log").read_text()[-4000:]
         finally:
             for pid in family(process.pid):
                 kill(pid)
-    said = (tmp_path / "log").read_text()
-    assert "Complete: 1 rounds" in said
-    assert "Complete: 2 rounds" in said
-    run = tmp_path / "fed" / "kits" / "localhost" / "runs" / "study"
-    assert load_model(run / "model.safetensors")[1].size > 1_000_000
-    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    sites = {r["site"] for r in rows if r["site"]}
-    of_two = [r for r in rows if r["round"] == 2 and r["site"] and r["metric"].startswith("map50@")]
-    assert {(r["site"], r["metric"]) for r in of_two} == {(a, f"map50@{b}") for a in sites for b in sites}
+    assert (tmp_path / "log").read_text().count("Complete: 3 rounds") == 2
+    runs = tmp_path / "fed" / "kits" / "localhost" / "runs"
+    models = [load_model(runs / name / "model.safetensors")[1] for name in ("frozen", "whole")]
+    assert all(model.size > 1_000_000 for model in models)
+    assert not np.array_equal(*models)
+    for name in ("frozen", "whole"):
+        rows = [json.loads(line) for line in (runs / name / "history.jsonl").read_text().splitlines()]
+        sites = {r["site"] for r in rows if r["site"]}
+        last = [r for r in rows if r["round"] == 3 and r["site"] and r["metric"].startswith("map50@")]
+        assert {(r["site"], r["metric"]) for r in last} == {(a, f"map50@{b}") for a in sites for b in sites}
+        (overall,) = (r["value"] for r in rows if r["round"] == 3 and not r["site"] and r["metric"] == "map50")
+        (before,) = (r["value"] for r in rows if r["round"] == 0 and not r["site"] and r["metric"] == "map50")
+        assert overall > before + 0.1

@@ -1,0 +1,97 @@
+"""Writes benchmarks/README.md from the studies and the rows of their results: python benchmarks/page.py"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from studies import engine, show, study
+
+from polypfed.core.errors import PolypfedError
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+ORDER = ("gap", "communication", "active", "federated-sim", "generalise", "central")
+HEAD = """# Benchmarks
+
+Each question below has one command. It runs what is missing, keeps what it has (a cell that was killed goes on from its
+last round), and writes the table and the plot shown here. Rates, budgets and cells are in `benchmarks/studies/*.toml`.
+
+    polypfed bench NAME                  # or, in this folder: python -m studies NAME
+    polypfed bench NAME --budget paper   # more rounds, larger images, three seeds: days without a GPU
+    python benchmarks/page.py            # this page, from the rows
+
+"""
+SCALE = """## scale
+
+**What does the engine itself cost as sites, model and rounds grow?** `polypfed bench scale`
+
+"""
+SCRIPTS = """## Scripts with a table of their own
+
+| question | command |
+|---|---|
+| What does a round cost beside plain training? | `polypfed bench rounds --quick` |
+| How fast are mean, median and Krum beside the peers'? | `polypfed bench kernels` |
+| How many rounds does each strategy need on sorted labels? | `polypfed bench strategies` |
+| Which strategy for four real centres? | `polypfed compare examples/strategies.toml` |
+| What does privacy cost in bytes and time? | `polypfed bench privacy --quick` |
+| What does a device manage? | `polypfed bench edge`, on it `polypfed bench latency FILE.tflite` |
+| What does one machine spend on Flower's and NVFlare's simulations? | `cd benchmarks; python -m peers.run` |
+| Do Flower and NVFlare give the same model? | `polypfed bench on_flower`, `polypfed bench on_nvflare` |
+| How do selectors compare over seeds? | `polypfed bench study polypfed/demo.toml --seeds 0 1 2` |
+"""
+
+
+def section(name: str, budget: str) -> Iterator[str]:
+    """One study: question, table, plot, command."""
+    one = study.load(name, budget)
+    rows = engine.rows(one, RESULTS / name / "rows.jsonl")
+    yield f"## {name}\n\n**{one.question}**\n"
+    yield f"`polypfed bench {name}`; settings: [studies/{name}.toml](studies/{name}.toml)\n"
+    if not rows:
+        yield "No cell of it has been run yet.\n"
+        return
+    done, known = len(rows), len(one.cells)
+    yield f"{verdict(one, rows)} ({done} of {known} cells done.)\n"
+    yield show.table(one, rows).partition("\n\n")[2]
+    yield f"![{one.question}](results/{name}/plot.svg)\n"
+
+
+def verdict(one: study.Study, rows: list[engine.Row]) -> str:
+    """The answer the rows give, in words made from figures alone."""
+    scores = {name: show.score(some) for name, some in show.by_cell(one, rows).items()}
+    base = scores.get(one.against)
+    if base is None:
+        return f"The cell to compare with, {one.against}, is not done yet."
+    others = {name: value for name, value in scores.items() if name != one.against}
+    if not others:
+        return f"{one.against}: mAP50 {base:.3f}; nothing to compare with it yet."
+    best = max(others, key=others.__getitem__)
+    within = [n for n, v in others.items() if 100 * (base - v) <= one.points]
+    near = f"Within {one.points:g} point{'s' * (one.points != 1)} of it: {', '.join(within) or 'none'}."
+    lead = f"Best of the others: {best}, {100 * (others[best] - base):+.1f} points."
+    return f"{one.against}: mAP50 {base:.3f}. {lead} {near}"
+
+
+def text(budget: str = "small") -> str:
+    """The whole page."""
+    parts = [line for name in ORDER for line in section(name, budget)]
+    scale = RESULTS / "scale" / "table.md"
+    if scale.exists():
+        parts += [SCALE + scale.read_text(encoding="utf-8"), "![Cost against scale](results/scale/plot.svg)\n"]
+    return HEAD + "\n".join(parts) + "\n" + SCRIPTS
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--budget", default="small")
+    given = options.parse_args()
+    try:
+        (HERE / "README.md").write_text(text(given.budget), encoding="utf-8")
+    except PolypfedError as error:  # the keys of the rows rest on the data and the weights that are found
+        sys.exit(f"page: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Cells that are run once: each leaves one JSON line, and what was killed goes on from its last round."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from polypfed.core.files import write_atomic
+from studies.study import Cell, Study
+
+Row = dict[str, Any]
+Run = Callable[[Cell, Path, Path], Row]
+
+
+def read(path: Path) -> dict[str, Row]:
+    """The rows there are, by key."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {row["key"]: row for row in map(json.loads, lines)}
+
+
+def rows(study: Study, path: Path) -> list[Row]:
+    """Those of this study's cells that are done, in the study's order and by its names."""
+    done = read(path)
+    return [done[c.key] | {"cell": c.name, "seed": c.seed} for c in study.cells if c.key in done]
+
+
+def complete(study: Study, path: Path, work: Path, run: Run) -> Iterator[Row]:
+    """Run the cells that have no row yet, here or in another study; rows are added to `path` one by one.
+
+    Args:
+        work: where runs lie until they are done, and the data of the sites.
+        run: makes the row of a cell, given the folder of its run and that of its data.
+    """
+    elsewhere = {key: row for other in sorted(path.parents[1].glob("*/rows.jsonl")) for key, row in read(other).items()}
+    for cell in study.cells:
+        done = read(path)  # anew: another process may add to it between two cells
+        if cell.key in done:
+            continue
+        folder = work / "runs" / cell.key
+        row = elsewhere.get(cell.key) or run(cell, folder, work / "data" / cell.data_key)
+        done[cell.key] = row | {"cell": cell.name}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, "".join(json.dumps(r) + "\n" for r in done.values()).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        yield done[cell.key]

@@ -1,0 +1,97 @@
+"""Rows as a Markdown table and a plot, both written beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from polypfed.core.files import write_atomic
+from studies import draw
+from studies.engine import Row
+from studies.study import Study
+
+MB = 1e6
+_HEAD = "| cell | mAP50 | points to {} | mAP50-95 | P | R | {} | images used | MB up | MB down | fewer bytes | CPU s |"
+
+
+def write(study: Study, rows: Sequence[Row], folder: Path) -> str:
+    """Write table.md and plot.svg; returns the table."""
+    if not rows:
+        return "no cell is done yet\n"
+    text = table(study, rows)
+    write_atomic(folder / "table.md", text.encode())
+    write_atomic(folder / "plot.svg", draw.plot(study, by_cell(study, rows), caption(rows)))
+    return text
+
+
+def by_cell(study: Study, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each cell, seed by seed, in the study's order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["cell"], []).append(row)
+    return found
+
+
+def table(study: Study, rows: Sequence[Row]) -> str:
+    """Means over seeds; bytes are those of one site in one round; differences are of the mean mAP50, in points."""
+    cells = by_cell(study, rows)
+    sites = sorted({s for row in rows for s in row["by_site"]})
+    head = _HEAD.format(study.against, " | ".join(sites))
+    lines = [f"# {study.name}: {study.question}", "", head, "|---|" + "---:|" * (head.count("|") - 2)]
+    base = cells.get(study.against)
+    lines += [_line(name, some, base, sites) for name, some in cells.items()]
+    missing = sorted(
+        {f"{c.name} (seed {c.seed})" for c in study.cells} - {f"{r['cell']} (seed {r['seed']})" for r in rows}
+    )
+    lines += ["", caption(rows), *([f"Not run yet: {', '.join(missing)}."] if missing else [])]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, some: Sequence[Row], base: Sequence[Row] | None, sites: Sequence[str]) -> str:
+    def of(metric: str) -> float:
+        return mean(r[metric] for r in some)
+
+    spread = f" ({min(r['map50'] for r in some):.3f} to {max(r['map50'] for r in some):.3f})" if len(some) > 1 else ""
+    points = "" if base is None else f"{100 * (of('map50') - mean(r['map50'] for r in base)):+.1f}"
+    cells = [name, f"**{of('map50'):.3f}**{spread}", points]
+    cells += [f"{of(m):.3f}" for m in ("map50_95", "precision", "recall")]
+    cells += [
+        f"{mean(r['by_site'][s] for r in some):.3f}" if all(s in r["by_site"] for r in some) else "" for s in sites
+    ]
+    used = "pooled" if some[0]["settings"]["pool"] else f"{of('kept') / of('images'):.0%}"
+    cells += [used, *[f"{each(some, b):.2f}" for b in ("bytes_up", "bytes_down")]]
+    return "| " + " | ".join([*cells, _saved(some, base), f"{of('cpu_s'):.0f}"]) + " |"
+
+
+def _saved(some: Sequence[Row], base: Sequence[Row] | None) -> str:
+    """Than the cell to compare with, both ways together."""
+    if not base:
+        return ""
+    ours, theirs = (sum(each(rows, way) for way in ("bytes_up", "bytes_down")) for rows in (some, base))
+    return f"{1 - ours / theirs:.1%}"
+
+
+def score(some: Sequence[Row]) -> float:
+    """Mean mAP50 over the seeds."""
+    return mean(r["map50"] for r in some)
+
+
+def each(some: Sequence[Row], direction: str) -> float:
+    """MB of one site in one round."""
+    return mean(r[direction] / len(r["by_site"]) for r in some) / MB
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """How many seeds, when, where, and with what."""
+    first, last = rows[0], max(rows, key=lambda r: str(r["date"]))
+    settings: dict[str, Any] = first["settings"]
+    seeds = len({r["seed"] for r in rows})
+    loads = [v for r in rows for v in r["load"]]
+    versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
+    work = f"{settings['federation']['rounds']} rounds of {settings['train']['epochs']} epochs"
+    kvasir = ", Kvasir-SEG" if "kvasir_seg" in str(settings["data"]) else ""
+    return (
+        f"{settings['model']['arch']} at {settings['model']['image_size']} px, {work} unless the cell says otherwise; "
+        f"{seeds} seed{'s' * (seeds > 1)}; {last['date']}, {last['cpu']}, load {min(loads):.0f} to {max(loads):.0f}; "
+        f"{versions}. Images: PolypGen (CC BY 4.0){kvasir}."
+    )

@@ -1,0 +1,26 @@
+"""What a site keeps back between rounds."""
+
+import numpy as np
+import pytest
+
+from polypfed import ModelSpec, Update
+from polypfed.clients.outbox import Outbox, plan_of
+from polypfed.privacy.quantise import Grid
+from polypfed.privacy.stage import At, Quantise, RandomK, Stage
+from polypfed.strategies import FedAvg
+
+SPEC = ModelSpec.of({"w": np.zeros(4), "bn.running_mean": np.zeros(2)}, buffers=["bn.running_mean"])
+
+
+@pytest.mark.parametrize("stages", [(Quantise(bits=12, cap=10),), (RandomK(share=0.5), Quantise(bits=12, cap=10))])
+def test_what_is_lost_of_a_step_comes_later_and_of_a_level_never(stages: tuple[Stage, ...]) -> None:
+    """A site wants its buffers at 5 and its weights 5 further, on a grid that ends at 1."""
+    plan = plan_of(FedAvg(), SPEC, stages, 3)
+    outbox, delta = Outbox(plan, FedAvg(), "a"), np.full(6, 5, np.float32)
+    for number in (1, 2, 3):
+        at = At(seed=0, round=number, site="a")
+        vector, _ = outbox.flat(Update("a", number, {"delta": delta}, 10), at)
+        outbox.slots(plan.codec(Grid.flat(1.0, plan.sent)), vector, 10, at)
+    (kept,) = outbox.kept.values()
+    assert kept[:4].sum() > 4 * 5
+    assert kept[4:].tolist() == [0, 0]

@@ -1,0 +1,80 @@
+"""Ten thousand spoilt inputs to every parser: errors of ours only, and none takes a second.
+
+A million each: `python benchmarks/fuzz.py --count 1000000`.
+"""
+
+import random
+import resource
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzzing import fuzz, offered, parsers, spoilt
+
+NAMES = [
+    "message", "reply", "ciphertext frame", "signed frame", "frames", "roster", "site.toml", "study", "labels",
+    "annotations", "manifest", "audit log", "checkpoint", "checkpoint, sum made anew", "model", "release", "template",
+    "tflite", "warm start", "JPEG", "PNG", "TIFF", "BMP",
+]  # fmt: skip
+CAP = 400 << 20  # bytes that the process may grow by; no input here is larger than 100 kB
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    return {parser.name: parser for parser in parsers(tmp_path_factory.mktemp("fuzz"))}
+
+
+def test_every_parser_is_here(known: dict[str, object]) -> None:
+    assert list(known) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_good_examples_are_taken(known, name: str) -> None:
+    parser = known[name]
+    if name != "manifest":  # whose digest is of real files
+        for data in parser.good:
+            parser.read(data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_spoilt_examples_are_refused_in_a_line_or_read(known, name: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn of what is spoilt
+        fuzz(known[name], 10_000, seed=0)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < CAP
+
+
+@pytest.mark.parametrize("name", ["message", "signed frame", "checkpoint, sum made anew", "release", "site.toml"])
+def test_hypothesis_finds_nothing_either(known, name: str) -> None:
+    parser = known[name]
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(st.one_of(st.binary(max_size=300), st.integers(0, 2**32).map(lambda n: mixed(n))))
+    def attempt(data: bytes) -> None:
+        offered(parser, data)
+
+    def mixed(number: int) -> bytes:
+        draw = random.Random(number)
+        data = draw.choice(parser.good)
+        for _ in range(draw.randrange(1, 12)):
+            data = spoilt(data, draw)
+        return data
+
+    attempt()
+
+
+def test_a_fault_would_be_found() -> None:
+    from tests.fuzzing import Parser
+
+    weak = Parser("weak", lambda data: data.decode(), [b"abc" * 20])
+    with pytest.raises(AssertionError, match="UnicodeDecodeError"):
+        fuzz(weak, 1000, seed=0)
+
+
+def test_files_of_a_fuzzed_folder_stay_in_it(known, tmp_path: Path) -> None:
+    fuzz(known["site.toml"], 50, seed=1)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,192 @@
+"""The engine of the studies: nothing is computed twice, a kill costs at most a round, tables come from rows."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STUDY = """
+question = "Does it work?"
+against = "one"
+plot = "curves"
+[base]
+data.synth = { sites = 3, train = 3, val = 2, size = 64 }
+model.image_size = 64
+train.batch = 3
+select.name = "all"
+[budget.small]
+seeds = [0, 1]
+base.federation.rounds = 2
+[budget.paper]
+seeds = [0]
+base.federation.rounds = 9
+[cells.one]
+[cells.two]
+train.lr = 0.01
+[cells.long]
+budgets = ["paper"]
+"""
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from studies import cell, engine, show, study
+
+    return SimpleNamespace(cell=cell, engine=engine, show=show, study=study)
+
+
+@pytest.fixture
+def one(studies: Any, tmp_path: Path) -> Any:
+    (tmp_path / "try.toml").write_text(STUDY)
+    return studies.study.load("try", "small", tmp_path)
+
+
+def made_up(cell: Any, folder: Path, data: Path) -> dict[str, Any]:
+    """A row by hand; the two cells differ by exactly two points."""
+    value = 0.5 if cell.name == "one" else 0.52
+    scores = dict.fromkeys(("map50", "map50_95", "precision", "recall", "f1"), value)
+    about = {"date": "2026-01-01", "cpu": "a processor, 2 cores", "versions": {"numpy": "2"}, "load": [1.0, 2.0]}
+    counts = {
+        "images": 10.0,
+        "kept": 4.0,
+        "cpu_s": 3.0,
+        "bytes_up": 4e6 if cell.name == "one" else 2e6,
+        "bytes_down": 2e6,
+        "failures": 0,
+    }
+    row = {"key": cell.key, "cell": cell.name, "seed": cell.seed, "settings": cell.settings}
+    return row | scores | counts | about | {"curve": [0.1, 0.3, value], "by_site": {"a": value, "b": value}}
+
+
+def test_a_budget_decides_seeds_cells_and_settings(studies: Any, one: Any, tmp_path: Path) -> None:
+    assert [(c.name, c.seed) for c in one.cells] == [("one", 0), ("two", 0), ("one", 1), ("two", 1)]
+    assert {c.config.federation.rounds for c in one.cells} == {2}
+    assert {c.config.data.synth.seed for c in one.cells if c.seed == 1} == {1}
+    paper = studies.study.load("try", "paper", tmp_path)
+    assert [c.name for c in paper.cells] == ["one", "two", "long"]
+    assert {c.config.federation.rounds for c in paper.cells} == {9}
+
+
+def test_no_cell_is_computed_twice_whatever_it_is_called(studies: Any, one: Any, tmp_path: Path) -> None:
+    path, ran = tmp_path / "results" / "try" / "rows.jsonl", []
+
+    def run(cell: Any, folder: Path, data: Path) -> dict[str, Any]:
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(cell.key)
+        return made_up(cell, folder, data)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(studies.engine.complete(one, path, tmp_path / "work", run))
+    ran_before, ran[:] = list(ran), []
+    rest = list(studies.engine.complete(one, path, tmp_path / "work", run))
+    assert len(ran_before) == 3
+    assert [r["key"] for r in rest] == ran == [one.cells[3].key]
+    renamed = replace(one, cells=tuple(replace(c, name=c.name.upper()) for c in one.cells))
+    other = tmp_path / "results" / "other" / "rows.jsonl"
+    list(studies.engine.complete(renamed, other, tmp_path / "work", run))
+    assert len(ran) == 1, "the rows of another study count too"
+    assert [r["cell"] for r in studies.engine.rows(renamed, other)] == ["ONE", "TWO", "ONE", "TWO"]
+
+
+def test_a_change_of_any_setting_is_another_cell(one: Any) -> None:
+    first = one.cells[0]
+    changed = [
+        replace(first, pool=("*",)),
+        replace(first, seed=7),
+        replace(first, stages=({"name": "topk", "share": 0.1},)),
+        replace(first, config=replace(first.config, train=replace(first.config.train, lr=0.5))),
+    ]
+    assert len({first.key, *(c.key for c in changed)}) == 5
+    workers = replace(first, config=replace(first.config, backend=replace(first.config.backend, workers=2)))
+    assert workers.key == first.key, "the number of workers does not decide the bits"
+
+
+def test_table_and_plot_come_from_the_rows(studies: Any, one: Any, tmp_path: Path) -> None:
+    rows = [made_up(c, tmp_path, tmp_path) for c in one.cells[:3]]
+    text = studies.show.write(one, rows, tmp_path)
+    line = next(x for x in text.splitlines() if x.startswith("| two"))
+    cells = [c.strip() for c in line.strip("|").split("|")]
+    assert cells[:3] == ["two", "**0.520**", "+2.0"]
+    assert cells[-5:] == ["40%", "1.00", "1.00", "33.3%", "3"], "kept; MB of one of two sites; 2 for 3; CPU seconds"
+    assert "Not run yet: two (seed 1)" in text
+    assert "2 seeds" in text
+    before = (tmp_path / "plot.svg").read_bytes()
+    studies.show.write(one, rows, tmp_path)
+    assert (tmp_path / "plot.svg").read_bytes() == before
+    assert b"mAP50" in before
+
+
+@pytest.mark.slow
+def test_a_killed_cell_goes_on_from_its_last_round_to_the_same_figures(studies: Any, one: Any, tmp_path: Path) -> None:
+    cell = one.cells[0]
+    short = replace(cell, config=replace(cell.config, federation=replace(cell.config.federation, rounds=1)))
+    studies.cell.outcome(short, tmp_path / "run", tmp_path / "data")  # as if killed behind the first round
+    resumed = studies.cell.outcome(cell, tmp_path / "run", tmp_path / "data")
+    whole = studies.cell.outcome(cell, tmp_path / "whole", tmp_path / "data")
+    assert resumed["resumed"]
+    assert not whole["resumed"]
+    same = ("curve", "by_site", "bytes_up", "bytes_down", "kept")
+    assert {k: resumed[k] for k in same} == {k: whole[k] for k in same}
+    assert len(whole["curve"]) == 3
+    assert whole["kept"] == 2 * 9
+
+
+@pytest.mark.slow
+def test_pooled_training_sees_all_images_and_is_scored_at_every_site(studies: Any, one: Any, tmp_path: Path) -> None:
+    from polypfed import run as runs
+    from polypfed.clients import DetectorClient
+    from polypfed.core.messages import Task
+
+    cell = replace(one.cells[0], pool=("*",))
+    row = studies.cell.outcome(cell, tmp_path / "run", tmp_path / "data")
+    assert row["kept"] == 2 * 9
+    assert len(row["by_site"]) == 3
+    sites = runs.sites_of(cell.config, tmp_path / "data")
+    plain = DetectorClient("s", train=[s.train for s in sites.values()], imgsz=64, batch=3, selector=runs.All())
+    found = plain.fit(Task(1, "fit", {"model": plain.initial()[1]}, {"seed": 0, "strategy": {"name": "fedavg"}}))
+    assert found.weight == 9, "and so does a client that is simply given all folders"
+
+
+def test_bench_finds_studies_and_scripts_of_the_checkout(tmp_path: Path, real_data: Path) -> None:
+    def bench(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from polypfed.cli import main; main()", "bench", *words]
+        return subprocess.run(
+            command,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+    wrong = bench("communicaton")
+    assert wrong.returncode == 1
+    assert wrong.stderr.count("\n") == 1
+    assert "'communicaton'" in wrong.stderr
+    assert " communication," in wrong.stderr
+    cell = bench("gap", "--cells", "nonsense")
+    assert cell.returncode == 1
+    assert "has no cell 'nonsense'" in cell.stderr
+
+
+def test_every_stored_row_is_whole_and_under_the_key_of_its_settings(studies: Any, real_data: Path) -> None:
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*/rows.jsonl")):
+        rows = studies.engine.read(path)
+        assert {studies.study.digest(r["settings"]) for r in rows.values()} == set(rows), path
+        assert {r["cell"] for r in rows.values()} <= {
+            c.name for budget in ("small", "paper") for c in studies.study.load(path.parent.name, budget).cells
+        }, path
+
+
+def test_the_page_is_what_the_rows_say(studies: Any, real_data: Path) -> None:
+    import page
+
+    assert (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8") == page.text()
