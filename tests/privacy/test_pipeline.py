@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from polypfed.privacy.pipeline import compose
 from polypfed.privacy.stage import At, Clip, Encrypt, Mask, Noise, Quantise, RandomK, Stage, TopK
 
 
+@dataclass(frozen=True)  # it names itself: test ids must be the same in every process
 class Median:
     needs = "updates"
 
