@@ -41,7 +41,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --cov --cov-report= -n 2 --dist loadfile
+	$(BIN)/python -m pytest --cov --cov-report=
 	@echo "All of polypfed:"
 	@$(BIN)/python -m coverage report --skip-covered
 	@echo "core, federation, strategies (at least 95 %):"
