@@ -8,6 +8,7 @@ engine and clients takes NVFlare's whole way: its wire format, task queue, filte
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,9 +31,10 @@ from polypfed.core.messages import Failure, Reply, Task, decode, encode
 from polypfed.core.settings import whole
 from polypfed.strategies.registry import Registry
 
-_START = 120.0  # seconds until the simulator must be up
+_START = 120.0  # seconds without a sign of life after which the simulator does not start
 _GRACE = 5.0  # seconds that the engine waits beyond the deadline: a client that was cut is answered for at once
 _LOOK = 0.1
+_CENSUS = 0.5  # seconds between two looks at the processes of a simulator that starts
 _ROOM = "polypfed.backends.nvflare"
 
 
@@ -120,7 +122,10 @@ class NVFlare:
                 self._scratch = tempfile.TemporaryDirectory(prefix="polypfed-")
             place = self._directory or Path(str(self._scratch and self._scratch.name))
             self._pool = Pool(self._clients, place, min(self.workers or os.cpu_count() or 1, threads))
-        return _Running(names, threads, self._pool, self.filters, self.workspace)
+        try:
+            return _Running(names, threads, self._pool, self.filters, self.workspace)
+        except _SiteLostError:  # on a busy machine NVFlare gives two sites one port, or up on a connection
+            return _Running(names, threads, self._pool, self.filters, self.workspace)
 
     def _layout(self, tasks: Mapping[str, Task]) -> list[tuple[str, int]]:
         """Names and sizes of the layers that travel, for filters that go by name; none if no client tells."""
@@ -135,6 +140,10 @@ class NVFlare:
         return self._layouts[key]
 
 
+class _SiteLostError(BackendError):
+    """A site's process ended before it could be given work; NVFlare goes on without it, and never says so."""
+
+
 class _Running:
     """One simulator under way."""
 
@@ -142,12 +151,12 @@ class _Running:
         self._scratch = tempfile.TemporaryDirectory(prefix="polypfed-")
         self._names, self._pool, self._shared = names, pool, threads < len(names)
         place = Path(self._scratch.name)
-        self._lost = set[str]()
+        self._lost, self._present = set[str](), set[str]()
         self._tasks: Mapping[str, Task] = {}
         self._end, self._number = 0.0, 0
         self._controller: Connection | None = None
         self._pipes: list[Connection] = []
-        self._arrived = threading.Event()
+        self._arrival = threading.Event()
         self._listener = Listener(str(place / "socket"), "AF_UNIX", backlog=2 * len(self._names))
         threading.Thread(target=self._accept, daemon=True).start()
         self._process: subprocess.Popen[bytes] | None = None
@@ -182,12 +191,26 @@ class _Running:
             )
 
     def _wait(self) -> None:
+        """Until the server is there, and every site that has a process for the whole time.
+
+        Raises:
+            BackendError: the simulator ended, or nothing came for _START seconds.
+        """
         assert self._process is not None
-        end = monotonic() + _START
-        while not self._arrived.wait(_LOOK):
-            if self._process.poll() is not None or monotonic() > end:
+        end, begun = monotonic() + _START, set[str]()
+        while not self._complete():
+            if self._arrival.wait(_CENSUS):
+                self._arrival.clear()
+                end = monotonic() + _START
+            alive = _with_process(self._process.pid)
+            gone, begun = begun - alive - self._present, begun | alive
+            if self._process.poll() is not None or monotonic() > end or (gone and not self._shared):
                 lines = self._log.read_text(errors="replace").strip().splitlines()[-3:]
-                raise BackendError(f"NVFlare's simulator does not start ({' / '.join(lines)})", where="backend")
+                kind = _SiteLostError if gone and self._process.poll() is None else BackendError
+                raise kind(f"NVFlare's simulator does not start ({' / '.join(lines)})", where="backend")
+
+    def _complete(self) -> bool:
+        return self._controller is not None and (self._shared or self._present.issuperset(self._names))
 
     def _accept(self) -> None:
         while True:
@@ -199,9 +222,11 @@ class _Running:
             self._pipes.append(pipe)
             if who == "controller":
                 self._controller = pipe
-                self._arrived.set()
             else:
-                threading.Thread(target=self._serve, args=(pipe, who.partition(" ")[2]), daemon=True).start()
+                name = who.partition(" ")[2]
+                self._present.add(name)
+                threading.Thread(target=self._serve, args=(pipe, name), daemon=True).start()
+            self._arrival.set()
 
     def _serve(self, pipe: Connection, name: str) -> None:
         """Do what the site's process asks for, until it ends."""
@@ -258,9 +283,11 @@ class _Running:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pipe in self._pipes:
+        for pipe in list(self._pipes):  # their threads take them off the list
             with suppress(OSError):
-                pipe.close()
+                _hang_up(pipe)
+        if self._controller is not None:
+            self._controller.close()
         if self._process is not None:
             self._process.wait()
         _cleanup(self._scratch)
@@ -297,6 +324,22 @@ def family(pid: int) -> list[int]:
     for one in found:
         found += children.get(one, [])
     return found
+
+
+def _with_process(pid: int) -> set[str]:
+    """The sites that have a process of their own below this one."""
+    found = set[str]()
+    for child in family(pid):
+        with suppress(OSError, ValueError, IndexError):
+            words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+            found.add(words[words.index("--client") + 1])
+    return found
+
+
+def _hang_up(pipe: Connection) -> None:
+    """Both ends hear of it at once. Closing alone is not heard while a thread still waits at this end."""
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _cleanup(scratch: "tempfile.TemporaryDirectory[str]") -> None:

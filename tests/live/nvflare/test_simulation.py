@@ -16,7 +16,7 @@ import pytest
 
 from polypfed import Federation, NumpyClient, Task, Update
 from polypfed.backends import Host, Local
-from polypfed.backends.nvflare import NVFlare
+from polypfed.backends.nvflare import NVFlare, simulation
 from polypfed.backends.nvflare.simulation import family
 from polypfed.core.errors import ConfigError
 from polypfed.federation import Event
@@ -181,6 +181,26 @@ def test_killed_site_processes_and_servers_cost_a_round_at_most_and_no_state(nvf
     assert died == [3]
     assert {(f.round, f.reason) for f in found.failures} <= {(2, "lost"), (3, "lost")}
     assert bits(found) == bits(fed().run(4, Local()))
+
+
+def test_a_site_process_that_ends_before_it_has_work_is_seen_and_the_simulator_starts_anew(
+    nvflare: NVFlare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVFlare goes on without such a site and says nothing; a round would wait for it until the deadline."""
+    died: list[int] = []
+    census = simulation._with_process
+
+    def killing(pid: int) -> set[str]:
+        alive = census(pid)
+        if not died and "site-01" in alive:
+            died.append(next(p for p in family(pid) if "--client\0site-01\0" in Path(f"/proc/{p}/cmdline").read_text()))
+            os.kill(died[0], signal.SIGKILL)
+        return alive
+
+    monkeypatch.setattr(simulation, "_with_process", killing)
+    nvflare.host(sites(2), None)
+    assert set(reasons(ask(nvflare, 0)).values()) == {""}
+    assert died
 
 
 @pytest.mark.parametrize(
