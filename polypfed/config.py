@@ -109,7 +109,8 @@ class Rounds(_Table):
     per_round: Count | None = None
     retries: Annotated[int, Field(ge=0)] = 1
     seed: int = 0
-    evaluate: Literal["matrix", "global", "off"] = "matrix"
+    evaluate: Literal["matrix", "global", "off"] | None = None
+    """None is "matrix", and "global" where a mode of privacy forbids showing a site's model to the others."""
     keep_best: str = "map50"
 
 
@@ -162,6 +163,11 @@ class Config(_Table):
     baselines: Baselines = Baselines()
     compare: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Strategies by the names they go by in `polypfed compare`; the key itself names one that says no `name`."""
+
+    @property
+    def evaluate(self) -> Literal["matrix", "global", "off"]:
+        """What is scored after a round."""
+        return self.federation.evaluate or ("matrix" if self.privacy.mode == "plain" else "global")
 
 
 _ADAPTER = TypeAdapter(Config)
@@ -261,7 +267,7 @@ def describe(config: Config) -> dict[str, Any]:
 
 def federation(config: Config, clients: Sequence[Any]) -> Federation:
     """The federation that `config` describes, over these clients."""
-    settings = asdict(config.federation)
+    settings = asdict(config.federation) | {"evaluate": config.evaluate}
     del settings["rounds"]
     strategy = Registry.build(_even(config.strategy) if config.privacy.mode == "dp" else config.strategy)
     return Federation(clients=clients, strategy=strategy, **settings, **protection(config.privacy, strategy))

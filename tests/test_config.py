@@ -111,7 +111,14 @@ def test_describe_drops_what_is_not_set() -> None:
     assert plain["data"]["synth"]["sites"] == 2
 
 
-DP = '[data.synth]\n[federation]\nevaluate = "global"\n[privacy]\nmode = "dp"\n'
+DP = '[data.synth]\n[privacy]\nmode = "dp"\n'
+
+
+@pytest.mark.parametrize(("mode", "scored"), [("plain", "matrix"), ("dp", "global"), ("he", "global")])
+def test_a_mode_of_privacy_has_no_matrix_unless_the_file_asks_for_one(mode: str, scored: str) -> None:
+    assert parse(f'[data.synth]\n[privacy]\nmode = "{mode}"\n').evaluate == scored
+    asked = parse(f'[data.synth]\n[federation]\nevaluate = "matrix"\n[privacy]\nmode = "{mode}"\n')
+    assert asked.evaluate == "matrix"  # which the federation then refuses, with the reason
 
 
 @pytest.mark.parametrize("strategy", ['"fedavg"', '"scaffold"', '"keepbest"\ninner = { name = "fedavgm" }'])

@@ -47,7 +47,7 @@ def run(
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     given = {"data.root": data, "federation.rounds": rounds, "backend.name": backend, "federation.seed": seed}
     given |= {"privacy.mode": privacy}
-    if privacy not in (None, "plain"):
+    if privacy not in (None, "plain"):  # whatever the file says, which may be meant for a plain run
         given["federation.evaluate"] = "global"
     override = {k: v for k, v in given.items() if v is not None}
     settings = configs.load(config, override)
@@ -92,7 +92,7 @@ def _summary(history: History, folder: Path, config: Config) -> None:
     show.table(history.table("map50"), "mAP50 on each site's validation images")
     if (own := history.table("own_map50")).cells:
         show.table(own, "mAP50 of each site's own model")
-    if config.federation.evaluate != "off" and (rows := read_rows(folder / "baselines.jsonl")):
+    if config.evaluate != "off" and (rows := read_rows(folder / "baselines.jsonl")):
         means = {
             r["metric"].split("/")[1]: r["value"] for r in rows if not r["site"] and r["metric"].endswith("/map50")
         }

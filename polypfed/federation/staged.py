@@ -23,7 +23,7 @@ from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.plan import Plan
 from polypfed.privacy.roster import Identity, Roster
 from polypfed.privacy.stage import At, Mask, Noise, TopK
-from polypfed.strategies.base import nested
+from polypfed.strategies.base import nested, uploads
 from polypfed.strategies.fedbuff import FedBuff
 from polypfed.strategies.keepbest import KeepBest
 
@@ -54,7 +54,11 @@ def check_stages(fed: "Federation") -> None:
             "noise without a budget", where="budget", remedy="Give Ledger(epsilon=..., delta=...); math.inf only counts"
         )
     if fed.clients:
-        plan_of(fed.strategy, _ANY, fed.stages, len(fed.clients))
+        try:
+            spec = fed.strategy.wire(_ANY)
+        except ConfigError:  # it keeps parts of a model at the sites, by names that this one has not
+            spec = _ANY
+        Plan.of(spec, uploads(fed.strategy, spec.boundary), fed.strategy.reducer, fed.stages, len(fed.clients))
 
 
 class StagedEngine(Engine):

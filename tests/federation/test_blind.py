@@ -22,7 +22,19 @@ from polypfed.privacy.keyring import IDENTITY, open_keys
 from polypfed.privacy.keys import unwrap
 from polypfed.privacy.modes import stages
 from polypfed.privacy.stage import Encrypt, Quantise, Stage
-from polypfed.strategies import Cohort, FedAdam, FedAvg, FedAvgM, FedNova, KeepBest, Registry, Scaffold, Strategy
+from polypfed.strategies import (
+    Cohort,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedNova,
+    FedPer,
+    KeepBest,
+    Registry,
+    Scaffold,
+    Strategy,
+)
+from polypfed.testing import sample_sites
 from tests.problems import Quadratic, Scripted, absent, scores
 
 pytest.importorskip("tenseal")
@@ -97,6 +109,16 @@ def test_the_bits_are_those_of_the_same_rounds_without_encryption(tmp_path: Path
     plain = Federation(clients=clients(), strategy=strategy).run(5, Local()).model
     assert plain is not None
     assert 0 < np.abs(wanted - plain).max() < 0.05  # quantised, yet the same training
+
+
+def test_parts_that_stay_at_a_site_are_neither_sent_nor_asked_for(tmp_path: Path) -> None:
+    strategy = FedPer(local=("backbone",))
+    encrypted = Federation(clients=sample_sites(3), strategy=strategy, stages=he(1000)).run(3, Local(), tmp_path)
+    plain = Federation(clients=sample_sites(3), strategy=strategy).run(3, Local())
+    assert not encrypted.failures
+    assert plain.model is not None
+    assert 0 < plain.model.size < sample_sites(1)[0].initial()[0].size
+    assert model(tmp_path, encrypted.rows[0]["site"]) == pytest.approx(plain.model, abs=0.05)
 
 
 def test_the_limit_is_that_of_the_plain_run(tmp_path: Path) -> None:
