@@ -15,7 +15,7 @@ from polypfed.core.model import Vector
 from polypfed.core.seeds import generator
 
 Indices = NDArray[np.int64]
-"""1-D, ascending, no index twice."""
+"""1-D, no index twice."""
 
 
 def kept(length: int, share: float) -> int:
@@ -75,7 +75,7 @@ def gather(vector: Vector, residual: Vector | None, indices: Indices) -> Sparse:
     """
     if residual is not None and residual.shape != vector.shape:
         raise LayoutError(f"the residual has shape {residual.shape}, not {vector.shape}")
-    if indices.size and (int(indices[0]) < 0 or int(indices[-1]) >= vector.size):
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= vector.size):
         raise LayoutError(f"an index lies outside of {vector.size} values")
     full = vector.copy() if residual is None else vector + residual
     values = full[indices]

@@ -1,7 +1,7 @@
 """What a site sends under stages: one flat vector, and what both ends derive from the settings to read it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from polypfed.privacy.keys import job_id
 from polypfed.privacy.params import HEParams
 from polypfed.privacy.pipeline import Pipeline, compose
 from polypfed.privacy.quantise import Codec, Grid
-from polypfed.privacy.stage import Clip, Noise, Quantise, Stage
+from polypfed.privacy.stage import Clip, Noise, Quantise, RandomK, Stage
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Plan:
             IncompatiblePrivacy: they do not; with the reason and a way out.
         """
         weights = reducer.weights if isinstance(reducer, Mean) else "uniform"
+        if not any(isinstance(stage, Noise) for stage in stages):
+            stages = _with_buffers_whole(stages, spec, sum(extra.values()))
         pipeline = compose(stages, sites=sites, reducer=reducer, weights=str(weights))
         if pipeline.sums and not isinstance(weights, str):
             raise IncompatiblePrivacy(
@@ -105,9 +107,10 @@ class Plan:
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """The sections of what is sent that have a bound of their own."""
-        if self.sent != self.length:  # values were left out, and what is left knows no tensors
-            return (self.sent,)
         tensors, trainable = self._tensors
+        if self.sent != self.length:  # values were left out, and what is left knows no tensors
+            whole = tensors[trainable:]
+            return (self.sent - sum(whole), *whole)
         extra = [tensors[:trainable] if n == self.spec.boundary else [n] for n in self.extra.values()]
         return tuple(tensors + [size for sizes in extra for size in sizes])
 
@@ -121,11 +124,11 @@ class Plan:
         if quantise is None:
             raise ConfigError("nothing is quantised", where="stages")
         floor = float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) or 1.0
-        if len(self.sizes) == 1:
-            return Grid.flat(quantise.bound * max(float(np.abs(x).max()), floor), self.sent)
         tensors, trainable = self._tensors
         pieces = np.split(x[: sum(tensors)], np.cumsum(tensors)[:-1])
         bounds = [quantise.bound * max(float(np.abs(piece).max()), floor) for piece in pieces]
+        if self.sent != self.length:
+            return Grid((max(bounds[:trainable]), *bounds[trainable:]), self.sizes)
         for length in self.extra.values():
             bounds += bounds[:trainable] if length == self.spec.boundary else [1.0]
         return Grid(tuple(bounds), self.sizes)
@@ -156,6 +159,18 @@ class Plan:
     def label(self, run: str, number: int, attempt: int, key: bytes) -> Label:
         """What every frame of a round carries."""
         return Label(job_id(run), number, attempt, key, self.params.id, self.codec().size)
+
+
+def _with_buffers_whole(stages: Sequence[Stage], spec: ModelSpec, extra: int) -> list[Stage]:
+    """Stages that leave values out send BatchNorm's statistics all the same."""
+    found, length, start, stop = list[Stage](), spec.size + extra, spec.boundary, spec.size
+    for stage in stages:
+        if isinstance(stage, RandomK):
+            stage = replace(stage, dense=(start, stop))
+            length = stage.size(length)
+            start, stop = length - (stop - start), length
+        found.append(stage)
+    return found
 
 
 def as_vectors(prefix: str, frames: Sequence[bytes]) -> dict[str, Any]:

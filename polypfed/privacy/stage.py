@@ -167,20 +167,35 @@ class Noise(_Step):
 
 @dataclass(frozen=True)
 class RandomK(_Step):
-    """Only a share of the values, the same random ones at every site; the rest is kept as residual."""
+    """Only a share of the values, the same random ones at every site; the rest is kept as residual.
+
+    Args:
+        share: of the values that are chosen among.
+        dense: start and stop of a section that is always sent whole, behind the chosen values. The plan of a run puts
+            BatchNorm's statistics there: they are levels, and one left out would belong to another round's weights.
+    """
 
     kind: ClassVar[Kind] = "compress"
     share: float = 0.1
+    dense: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         compress.kept(1, self.share)
 
     def size(self, length: int) -> int:
-        return compress.kept(length, self.share)
+        whole = self.dense[1] - self.dense[0]
+        return compress.kept(length - whole, self.share) + whole
 
     def indices(self, length: int, at: At) -> compress.Indices:
-        """Of this round."""
-        return compress.random_k(length, self.share, at.seed, at.round)
+        """Of this round, in the order in which they are sent."""
+        return self._and_dense(compress.random_k(len(self._rest(length)), self.share, at.seed, at.round), length)
+
+    def _rest(self, length: int) -> compress.Indices:
+        """What is chosen among."""
+        return np.delete(np.arange(length), slice(*self.dense))
+
+    def _and_dense(self, chosen: compress.Indices, length: int) -> compress.Indices:
+        return np.concatenate([self._rest(length)[chosen], np.arange(*self.dense)])
 
     def forward(self, vector: Vector, state: State, at: At) -> tuple[Vector, State]:
         out = compress.gather(vector, state.get("residual"), self.indices(vector.size, at))
@@ -212,14 +227,18 @@ class TopK(RandomK):
     def indices(self, length: int, at: At) -> compress.Indices:
         if at.reference is None or at.reference.shape != (length,):
             return super().indices(length, at)
-        return compress.top_k(at.reference, self.share, at.seed, at.round, self.explore)
+        return self._largest(at.reference, at, self.explore)
+
+    def _largest(self, reference: Vector, at: At, explore: float) -> compress.Indices:
+        rest = reference[self._rest(reference.size)]
+        return self._and_dense(compress.top_k(rest, self.share, at.seed, at.round, explore), reference.size)
 
     def forward(self, vector: Vector, state: State, at: At) -> tuple[Vector, State]:
         if self.common:
             return super().forward(vector, state, at)
         residual = state.get("residual")
         full = vector if residual is None else vector + residual
-        own = compress.gather(full, None, compress.top_k(full, self.share, at.seed, at.round, explore=0.0))
+        own = compress.gather(full, None, self._largest(full, at, explore=0.0))
         return full - own.residual, {"residual": own.residual}
 
     def backward(self, mean: Vector, at: At, length: int) -> Vector:

@@ -6,7 +6,7 @@ import pytest
 from polypfed import ModelSpec, Update
 from polypfed.clients.outbox import Outbox, plan_of
 from polypfed.privacy.quantise import Grid
-from polypfed.privacy.stage import At, Quantise, RandomK, Stage
+from polypfed.privacy.stage import At, Quantise, RandomK, Stage, TopK
 from polypfed.strategies import FedAvg
 
 SPEC = ModelSpec.of({"w": np.zeros(4), "bn.running_mean": np.zeros(2)}, buffers=["bn.running_mean"])
@@ -24,3 +24,22 @@ def test_what_is_lost_of_a_step_comes_later_and_of_a_level_never(stages: tuple[S
     (kept,) = outbox.kept.values()
     assert kept[:4].sum() > 4 * 5
     assert kept[4:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [[RandomK(share=0.25)], [TopK(share=0.25)], [RandomK(share=0.5), TopK(share=0.5)]],
+    ids=["random", "top", "both"],
+)
+def test_levels_are_sent_whole_and_with_bounds_of_their_own_when_values_are_left_out(stages: list[Stage]) -> None:
+    plan = plan_of(FedAvg(), SPEC, [*stages, Quantise(bits=12, cap=10, bound=0.02)], 3)
+    assert plan.sizes == (1, 2)
+    outbox, delta = Outbox(plan, FedAvg(), "a"), np.float32([1, 2, 3, 4, 50, 60])
+    for number in (1, 2):
+        at = At(seed=0, round=number, site="a", reference=np.ones(6, np.float32) if number == 2 else None)
+        sent, _ = outbox.flat(Update("a", number, {"delta": delta}, 10), at)
+        assert sent[1:].tolist() == [50, 60]
+        dense = plan.pipeline.backward(sent, at, plan.length)
+        assert dense[4:].tolist() == [50, 60]
+        assert np.count_nonzero(dense[:4]) == 1
+    assert plan.first_grid(np.float32([1, 2, 4, 3, 1, 1])).bounds[0] == pytest.approx(4 * 0.02)
