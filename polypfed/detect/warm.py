@@ -1,4 +1,4 @@
-"""Warm start: weights from a NumPy archive, read without unpickling anything.
+"""Warm start: weights from a NumPy archive or a model of polypfed's own, read without unpickling anything.
 
 The user names the file; the library neither ships nor downloads weights. Weights trained on COCO come under a licence
 of their own (YOLOv5: GPL-3.0, today AGPL-3.0).
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from polypfed.core.errors import DataError
+from polypfed.core.errors import CheckpointError, DataError
+from polypfed.core.rundir import load_model
 
 _LOG = logging.getLogger(__name__)
 _FLOATS, _OTHERS = ("float16", "float32", "float64"), ("int64", "int32", "bool")
@@ -49,7 +50,8 @@ def warm_start(
 
     Args:
         arrays: name -> float32 array, written in place (views of a model or of its flat vector).
-        path: `.npz` file; float16 and float64 become float32; integers (counters) are skipped.
+        path: `.npz` file, float16 and float64 become float32, integers (counters) are skipped; or a `.safetensors` of
+            a run or of `polypfed compress`.
         at_least: least share of the values of `arrays` that must be found.
         sha256: expected digest of the file, hex.
         limit: most bytes the archive may unpack to.
@@ -85,6 +87,8 @@ def _read(file: Path, sha256: str | None, limit: int) -> dict[str, NDArray[Any]]
         raise DataError("no such file", where=file)
     if sha256 is not None and hashlib.sha256(file.read_bytes()).hexdigest() != sha256.lower():
         raise DataError("the SHA-256 is not the expected one", where=file)
+    if file.suffix == ".safetensors":
+        return _own(file, limit)
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -97,6 +101,16 @@ def _read(file: Path, sha256: str | None, limit: int) -> dict[str, NDArray[Any]]
     except Exception as error:  # noqa: BLE001 - numpy's header parser raises TokenError, SyntaxError and more
         raise DataError(f"this is not an archive of plain arrays ({error})", where=file) from None
     return {name: a for name, a in arrays.items() if a.dtype.name in _FLOATS}
+
+
+def _own(file: Path, limit: int) -> dict[str, NDArray[Any]]:
+    if file.stat().st_size > limit:
+        raise DataError(f"the model is larger than {limit} bytes", where=file)
+    try:
+        spec, x = load_model(file)
+    except CheckpointError as error:
+        raise DataError(error.problem, where=file) from None
+    return dict(spec.views(x))
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path) -> NDArray[Any]:

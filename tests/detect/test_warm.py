@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from polypfed.core.errors import DataError
+from polypfed.core.model import ModelSpec
+from polypfed.core.rundir import save_model
 from polypfed.detect.warm import warm_start
 
 
@@ -45,6 +47,21 @@ def test_what_fits_is_taken(tmp_path):
     assert (report.matched, report.missing, report.unexpected) == (("a.weight", "b.bias"), ("head",), ("head", "other"))
     assert report.share == pytest.approx(10 / 12)
     assert str(report) == "2 arrays matched (83% of all values), 1 missing, 2 unexpected"
+
+
+def test_a_model_of_a_run_is_as_good_as_an_archive(tmp_path):
+    given = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b.bias": np.ones(5, np.float32)}
+    spec = ModelSpec.of(given)
+    save_model(tmp_path / "m.safetensors", spec, spec.pack(given))
+    arrays = model()
+    report = warm_start(arrays, tmp_path / "m.safetensors")
+    assert arrays["a.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert report.matched == ("a.weight",)
+    with pytest.raises(DataError, match=r"m\.safetensors: the model is larger than 40 bytes"):
+        warm_start(arrays, tmp_path / "m.safetensors", limit=40)
+    (tmp_path / "m.safetensors").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"m\.safetensors: is not a polypfed model"):
+        warm_start(arrays, tmp_path / "m.safetensors")
 
 
 def test_fortran_order_is_read_as_meant(tmp_path):
