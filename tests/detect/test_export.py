@@ -149,3 +149,52 @@ def test_a_fresh_template_of_yolov5n_is_the_torch_model(tmp_path, litert):
     for details, want in zip(runner.get_output_details(), wanted, strict=True):
         assert np.abs(runner.get_tensor(details["index"]) - want.permute(0, 2, 3, 1).numpy()).max() < 1e-4
     assert os.path.getsize(tmp_path / "yolov5n-64.zip") < 250_000
+
+
+FRESH = """
+import sys, torch
+from polypfed.core.rundir import load_model
+from polypfed.detect import yolo
+from polypfed.detect.export.worker import RawHeads, to_tflite
+spec, x = load_model(sys.argv[1])
+model = yolo.build("yolov5n").eval()
+model.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in spec.views(x).items()}, strict=False)
+model.fuse(verbose=False)
+open(sys.argv[2], "wb").write(to_tflite(RawHeads(model), 64, 6))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Converter().ready, reason="the converter is not installed: polypfed export --install-converter")
+def test_weights_filled_in_give_the_outputs_of_a_fresh_conversion(tmp_path, litert):
+    """The converter is given the same weights, folded by ultralytics and not by us."""
+    pytest.importorskip("polypfed.detect.yolo")
+    from polypfed.clients import DetectorClient
+    from polypfed.detect.runtime import interpreter
+
+    spec, x = DetectorClient("a", tmp_path, tmp_path, imgsz=64, init_seed=7).initial()
+    x = x.copy()
+    rng = np.random.default_rng(7)
+    for part in spec.parts:  # statistics of a model that has been trained
+        if part.name.endswith("running_mean"):
+            x[part.start : part.stop] = rng.normal(0, 0.5, part.stop - part.start)
+        if part.name.endswith("running_var"):
+            x[part.start : part.stop] = rng.uniform(0.3, 3, part.stop - part.start)
+    save_model(tmp_path / "model.safetensors", spec, x)
+    converter = Converter()
+    done = converter._start(
+        [str(converter.python), "-c", FRESH, str(tmp_path / "model.safetensors"), str(tmp_path / "fresh.tflite")]
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    template = find_template("yolov5n", 64, tmp_path)
+    frame = rng.random((1, 64, 64, 3), np.float32)
+    found = []
+    for data in (patch(template, spec.views(x)), (tmp_path / "fresh.tflite").read_bytes()):
+        runner = interpreter(data)
+        runner.set_tensor(runner.get_input_details()[0]["index"], frame)
+        runner.invoke()
+        found.append([runner.get_tensor(d["index"]) for d in runner.get_output_details()])
+    assert len(found[0]) == len(found[1]) == 6
+    for ours, fresh in zip(*found, strict=True):
+        assert np.ptp(fresh) > 0
+        assert np.abs(ours - fresh).max() < 1e-4
