@@ -90,3 +90,30 @@ def train(work: Path, data: Path, imgsz: int, epochs: int) -> Path:
         update = client.fit(Task(1, "fit", {"model": x}, {"seed": 1}))
         save_model(out, spec, x + update.vectors["delta"])
     return out
+
+
+def widened(narrow: Path, out: Path, noise: float = 0.02) -> Path:
+    """COCO weights of yolov5n as a start for yolov5s, which is as deep and twice as wide.
+
+    Every channel twice, what it is fed by halved: the same function (Net2Wider: Chen et al., Net2Net, 2016). `noise`
+    tells the twins apart, as a share of each weight.
+    """
+    from polypfed.detect import yolo
+
+    rng, shapes = np.random.default_rng(0), {n: tuple(t.shape) for n, t in yolo.build("yolov5s").state_dict().items()}
+    made: dict[str, np.ndarray] = {}
+    with np.load(narrow, allow_pickle=False) as archive:
+        for name in sorted(set(archive.files) & set(shapes)):
+            array = archive[name]
+            if array.ndim == 0 or array.dtype.kind != "f":
+                continue
+            array = array.astype(np.float32)
+            for axis, (has, needs) in enumerate(zip(array.shape[:2], shapes[name][:2], strict=True)):
+                if needs == 2 * has:
+                    array = np.repeat(array, 2, axis) / (2 if axis == 1 else 1)
+            if array.ndim == 4:
+                array = array * rng.normal(1, noise, array.shape)
+            if array.shape == shapes[name]:
+                made[name] = array.astype(np.float32)
+    np.savez(out, **made)
+    return out

@@ -4,7 +4,7 @@
 
 Two boards (Kvasir-SEG, PolypGen centre 1), 80 : 20, frames below 0.7 by LiteRT on the board's own files, three rounds
 of six epochs by torch, FedAvg. The labels of the data sets answer for the clinician, by the YOLO export and import.
-yolov5n starts from COCO weights; other sizes have none in the data folder and start at random. --beside measures what
+yolov5n starts from COCO weights, yolov5s from the same, widened; other sizes start at random. --beside measures what
 training costs the detector of the same machine. Needs `polypfed export ARCH --image-size 160`, once.
 """
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # of the processes of a deployment: the package, this folder
 
 import numpy as np
+from _edge_models import widened
 from _edge_sites import SITES, board, divide, federation, watch_and_label
 
 import polypfed as pf
@@ -76,6 +77,14 @@ def flower(folder: Path, arch: str, warm: str, options: argparse.Namespace) -> l
     finally:
         found.close()
     return [json.loads(line) for line in (found.server / "run" / "history.jsonl").read_text().splitlines()]
+
+
+def start(arch: str, coco: Path, work: Path) -> str:
+    """The weights that an architecture starts from; "" is none."""
+    if arch == "yolov5s":
+        work.mkdir(parents=True, exist_ok=True)
+        return str(widened(coco, work / "yolov5s.npz"))
+    return str(coco) if arch == "yolov5n" else ""
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -146,7 +155,7 @@ def main() -> None:
         found["beside"] = slowdown(work / "beside", options)
         print(json.dumps(found["beside"]), flush=True)
     for arch in options.arch or ([] if options.beside else ["yolov5n"]):
-        warm = str(options.data / "weights" / "yolov5n_coco_fp16.npz") if arch == "yolov5n" else ""
+        warm = start(arch, options.data / "weights" / "yolov5n_coco_fp16.npz", work)
         for engine in options.engine or ["local", "flower"]:
             begun = time.perf_counter()
             rows = {"local": local, "flower": flower}[engine](work / f"{arch}-{engine}", arch, warm, options)
