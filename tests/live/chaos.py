@@ -4,12 +4,12 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 
 FAULTS = ("delay", "cut", "truncate", "duplicate", "reorder")
 _CHUNK = 1 << 14
-_LONGEST = 2.0  # seconds of a delay
+_LONGEST = 1.0  # seconds of a delay
 
 
 class Chaos:
@@ -27,6 +27,7 @@ class Chaos:
         self.target, self.port, self.seen = target, 0, Counter[str]()
         self._seed: int | None = None
         self._rate, self._connections = 0.0, 0
+        self._tasks = set[asyncio.Task[bool]]()  # a loop holds its tasks weakly, and streams do so with their readers
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -57,9 +58,10 @@ class Chaos:
         self._ready.set()
         await self._over.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        open_ones = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in open_ones:
             task.cancel()
-        await asyncio.sleep(0)
+        await asyncio.wait(open_ones, timeout=5) if open_ones else None
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
@@ -70,19 +72,24 @@ class Chaos:
             writer.close()
             return
         draws = [random.Random(f"{self._seed} {number} {way}") for way in ("up", "down")]
-        ways = [self._pump(reader, back, draws[0]), self._pump(onward, writer, draws[1])]
+        ways = {
+            asyncio.create_task(self._pump(reader, back, draws[0])),
+            asyncio.create_task(self._pump(onward, writer, draws[1])),
+        }
+        self._tasks |= ways
         await self._until_cut(ways, (writer, back))
+        self._tasks -= ways
 
-    async def _until_cut(self, ways: list[Awaitable[bool]], ends: tuple[asyncio.StreamWriter, ...]) -> None:
+    async def _until_cut(self, ways: set["asyncio.Task[bool]"], ends: tuple[asyncio.StreamWriter, ...]) -> None:
         """Both ways go on until one is cut or both have ended."""
-        tasks = {asyncio.ensure_future(way) for way in ways}
+        left = set(ways)
         try:
-            while tasks:
-                done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
                 if any(task.result() for task in done):
                     break
         finally:
-            for task in tasks:
+            for task in left:
                 task.cancel()
             for end in ends:
                 with suppress(OSError):
