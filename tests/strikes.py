@@ -14,19 +14,17 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from polypfed import Federation, History, Task
+from polypfed import Federation
 from polypfed.backends import Local
 from polypfed.core import checkpoint as checkpoints
-from polypfed.core.messages import Reply
 from polypfed.federation import Event
 from polypfed.strategies import FedAdam, FedAvg, FedDyn, Scaffold
 from tests.killable import digest, go
-from tests.problems import Scripted, absent, bits, sites
+from tests.problems import bits, sites, without
 
 STRATEGIES = {"fedavg": FedAvg(), "fedadam": FedAdam(), "feddyn": FedDyn(), "scaffold": Scaffold(eta=0.7)}
 ROUNDS, PAUSE = 6, 0.004
@@ -127,21 +125,10 @@ def clients(folder: Path, kills: int, seed: int = 0, workers: int = 2) -> dict[s
         found["lost_updates"] += len(history.failures)
         found["other_reasons"] += sum(f.reason != "lost" for f in history.failures)
         found["beyond_deadline"] += sum(s > DEADLINE + SPARE for s in history.values("round_s").values())
-        found["other_bits"] += bits(history) != bits(without(lost, rounds, settings))
+        found["other_bits"] += bits(history) != bits(without(lost, rounds, sites(4), **settings))
         if killer.left == kills:
             raise RuntimeError("no kill struck")
     return found
-
-
-def without(lost: Counter[tuple[str, int]], rounds: int, settings: dict[str, Any]) -> History:
-    """The run in which exactly these sites did not answer in these rounds, so many attempts long."""
-    left = Counter(lost)
-
-    def script(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
-        left[name, task.round] -= 1
-        yield absent(name, task) if left[name, task.round] >= 0 else reply
-
-    return Federation(clients=sites(4), **settings).run(rounds, Scripted(script))
 
 
 if __name__ == "__main__":

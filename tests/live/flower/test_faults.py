@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from polypfed import Federation, History, Task
+from polypfed.backends.flower.site import SUPERNODE
 from polypfed.core.messages import Reply
 from tests.live.flower import study
 from tests.live.flower.processes import Deployment
@@ -117,7 +118,7 @@ def test_a_killed_supernode_and_a_killed_clientapp_return(deployment: Deployment
     run = deployment.start("server", "run.sh")
     for name in "ab":
         until(lambda n=name: (deployment.folder / "sites" / n / "began").exists(), 90)
-    node = next(p for p in deployment.processes("sites/a/start.sh") if "flower-supernode" in command(p))
+    node = next(p for p in deployment.processes("sites/a/start.sh") if SUPERNODE in command(p))
     app = next(p for p in deployment.processes("sites/b/start.sh") if "flwr-clientapp" in command(p))
     kill(node)
     kill(app)
