@@ -12,17 +12,19 @@ from typing import Any
 from polypfed import Federation, History
 from polypfed.backends import Local
 from polypfed.core import files
+from polypfed.federation import Event
 from polypfed.strategies import Scaffold
 from tests.problems import bits, scores, sites
 
 SEED = 11
+SCAFFOLD = Scaffold(eta=0.7)
 
 
-def federation(pause: float = 0.0) -> Federation:
+def federation(pause: float = 0.0, strategy: Any = SCAFFOLD) -> Federation:
     """State at the server and at the sites, sampling, a best model: all that a resume has to bring back."""
     return Federation(
         clients=sites(5, pause=pause),
-        strategy=Scaffold(eta=0.7),
+        strategy=strategy,
         per_round=3,
         seed=SEED,
         evaluate="matrix",
@@ -30,12 +32,19 @@ def federation(pause: float = 0.0) -> Federation:
     )
 
 
-def go(folder: Path, rounds: int, workers: int = 1, pause: float = 0.0) -> History:
+def go(
+    folder: Path,
+    rounds: int,
+    workers: int = 1,
+    pause: float = 0.0,
+    strategy: Any = SCAFFOLD,
+    listen: Callable[[Event], None] | None = None,
+) -> History:
     """Begin or resume."""
-    fed, backend = federation(pause), Local(workers)
+    fed, backend = federation(pause, strategy), Local(workers)
     if (folder / "run.json").exists():
-        return fed.resume(folder, rounds, backend)
-    return fed.run(rounds, backend, folder)
+        return fed.resume(folder, rounds, backend, listen)
+    return fed.run(rounds, backend, folder, listen)
 
 
 def digest(history: History) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +168,17 @@ def honest(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
 
 def absent(name: str, task: Task) -> Failure:
     return Failure(name, task.round, "lost", "", task.run)
+
+
+def without(lost: Counter[tuple[str, int]], rounds: int, clients: Sequence[Any], **settings: Any) -> History:
+    """The federation on this machine, in which a site does not answer so many attempts of a round."""
+    left = Counter(lost)
+
+    def script(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
+        left[name, task.round] -= 1
+        yield absent(name, task) if left[name, task.round] >= 0 else reply
+
+    return Federation(clients=clients, **settings).run(rounds, Scripted(script))
 
 
 def bits(history: History) -> bytes:

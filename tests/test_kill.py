@@ -90,3 +90,23 @@ def test_killed_at_every_second_write(tmp_path: Path) -> None:
     points, *problems = json.loads(done.stdout)
     assert int(points.split()[1]) > 60
     assert problems == []
+
+
+COUNT = "100" if "POLYPFED_LONG" in os.environ else "6"
+"""Of kills at random moments; `python benchmarks/kills.py` makes the table."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "counts"),
+    [("server", ["lost_rounds", "other_bits"]), ("clients", ["other_bits", "other_reasons", "beyond_deadline"])],
+)
+@pytest.mark.timeout(1800)
+def test_killed_at_random_moments(tmp_path: Path, what: str, counts: list[str]) -> None:
+    """The server's process: no round is lost that was saved. Workers: what came counts in full, the rest not."""
+    command = [sys.executable, "-m", "tests.strikes", what, str(tmp_path), COUNT, "7"]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["kills"] >= int(COUNT)
+    assert {name: found[name] for name in counts} == dict.fromkeys(counts, 0)

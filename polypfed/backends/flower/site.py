@@ -21,6 +21,9 @@ from polypfed.core.errors import ConfigError
 log = logging.getLogger(__name__)
 _AGAIN = 10.0  # seconds between two attempts to join
 _STOP = 10.0
+SUPERNODE = "polypfed.backends.flower.supernode"
+"""What runs Flower's SuperNode."""
+
 OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -56,7 +59,7 @@ def node(site: SiteFile, worker: Path | None) -> Node:
     if key.stat().st_mode & 0o077:
         raise ConfigError("the private key can be read by others", where=key, remedy=f"chmod 600 {key}")
     config = f"site={_quoted(site.path)}" + (f" worker={_quoted(worker)}" if worker else "")
-    command = [str(program("flower-supernode")), "--superlink", server, "--root-certificates", str(certificate)]
+    command = [sys.executable, "-P", "-m", SUPERNODE, "--superlink", server, "--root-certificates", str(certificate)]
     command += ["--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--node-config", config]
     return Node(tuple(command), environment(site.path.parent))

@@ -92,8 +92,11 @@ class Deployment:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def accepted(self) -> dict[int, int]:
-        rows = [json.loads(line) for line in (self.directory / "history.jsonl").read_text().splitlines()]
-        return {r["round"]: r["value"] for r in rows if r["metric"] == "accepted"}
+        return {r["round"]: r["value"] for r in self.history() if r["metric"] == "accepted"}
+
+    def history(self) -> list[dict[str, Any]]:
+        """The rows so far."""
+        return [json.loads(line) for line in (self.directory / "history.jsonl").read_text().splitlines()]
 
     def processes(self, what: str) -> list[int]:
         """All processes that descend from the one started as `what`, itself first."""
