@@ -200,16 +200,19 @@ class GeometricMedian:
 class NormClip:
     """The mean of deltas that are shortened to a norm: a bad update counts, but no more than any other.
 
-        D_i <- D_i * min(1, C / |D_i|) ;   then as Mean
+        D_i <- D_i * min(1, C / |D_i|) ,  n_i <- min(n_i, N) ;   then as Mean
 
     Args:
         norm: C. None is the median of the norms that arrived, and then every vector of an update is shortened to the
-            median of its kind; a given C is about the delta, and BatchNorm statistics and extras stay as they are.
-        weights: as in Mean; "uniform" where the number of examples a site claims is not to be believed.
+            median of its kind, and no update counts for more examples than their median N; a given C is about the
+            delta, and BatchNorm statistics, extras and numbers of examples stay as they are.
+        weights: as in Mean; "uniform" where the number of examples a site claims is not to be believed at all.
 
     With C given, sums suffice and memory is O(P); else every update is held.
 
     Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019, section 4.
+
+    Differs: N. A bad update that is as short as the others but claims most of the examples would be nearly the mean.
 
     Raises:
         ConfigError: norm is not above 0, or weights are none that Mean takes.
@@ -238,6 +241,8 @@ class NormClip:
         return _ClippedMean(self.weights, norm=self.norm).start(lengths) if self.norm else Held(lengths, self._reduce)
 
     def _reduce(self, got: Sequence[Update]) -> dict[str, Vector]:
+        most = int(np.median([update.weight for update in got]))
+        got = [replace(update, weight=min(update.weight, most)) for update in got]
         return {name: self._clipped(got, name) for name in got[0].vectors}
 
     def _clipped(self, got: Sequence[Update], name: str) -> Vector:
