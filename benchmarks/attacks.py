@@ -6,7 +6,8 @@
 
 Sites: the four centres of PolypGen and Kvasir-SEG, equally many images each; the malicious one is Kvasir-SEG. It
 follows the protocol, passes the gate and, but for what it sends, trains as it should. All cells of a seed start from
-the same model: COCO weights, then --honest rounds without an attack. The site is malicious in the --rounds after these.
+the same model: COCO weights, then --honest rounds without an attack. The site is malicious in the --rounds after these,
+at a third of the learning rate: at the whole of it, chance moves the score by more than most attacks.
 The score is the mean over the validation images of the four honest centres; the loss is against the plain mean of five
 honest sites. "absent" is the plain mean without the fifth site: what a rule could reach that drops it.
 
@@ -214,10 +215,11 @@ def clients_of(made: Path, work: Path, settings: Mapping[str, Any]) -> list[Any]
 
 def start(settings: Mapping[str, Any], made: Path, work: Path) -> tuple[Any, Any]:
     """Layout and model after the honest rounds; trained once."""
-    common = {k: settings[k] for k in ("images", "honest", "imgsz", "batch", "lr", "seed")}
-    place = work / f"start-{'-'.join(map(str, common.values()))}"
+    settings = dict(settings) | {"lr": 3 * settings["lr"], "attack": "none"}
+    common = [settings[k] for k in ("images", "honest", "imgsz", "batch", "lr", "seed")]
+    place = work / f"start-{'-'.join(map(str, common))}"
     if not (place / "model.safetensors").exists():
-        clients = clients_of(made, work, settings | {"attack": "none"})
+        clients = clients_of(made, work, settings)
         fed = pf.Federation(clients=clients, seed=settings["seed"], evaluate="off")
         history = fed.run(settings["honest"], pf.backends.Local())
         place.mkdir(parents=True, exist_ok=True)
@@ -262,7 +264,7 @@ def wanted(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for attack, reducer in pairs:
             yield {
                 "attack": attack, "reducer": reducer, "seed": seed, "images": given.images, "honest": given.honest,
-                "rounds": given.rounds, "imgsz": given.size, "batch": 8, "lr": 1e-3, "warm": given.warm,
+                "rounds": given.rounds, "imgsz": given.size, "batch": 8, "lr": 1e-3 / 3, "warm": given.warm,
             }  # fmt: skip
 
 

@@ -233,7 +233,7 @@ def detector(given: argparse.Namespace) -> dict[str, Any]:
     data = attacks.data_folder()
     weights = data / "weights" / "yolov5n_coco_fp16.npz"
     settings = {"attack": "none", "reducer": "mean", "seed": 0, "images": given.images, "honest": given.honest}
-    settings |= {"imgsz": 160, "batch": 8, "lr": 1e-3, "warm": str(weights) if weights.exists() else None}
+    settings |= {"imgsz": 160, "batch": 8, "lr": 1e-3 / 3, "warm": str(weights) if weights.exists() else None}
     made = attacks.sites(data, given.work, given.images, 0)
     _, x = attacks.start(settings, made, given.work)
     clients = attacks.clients_of(made, given.work, settings)
