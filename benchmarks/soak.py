@@ -5,9 +5,10 @@
     python benchmarks/soak.py --show              # the table from the rows there are
 
 Every case keeps its run in a folder: a checkpoint and an entry of the audit log a round. Sites live in the same process
-(in two more under "workers", whose memory is added). After each round the proportional set size (PSS, /proc/PID/
-smaps_rollup) and the open files (/proc/PID/fd) are read; the least-squares line through the rounds behind the first
-tenth gives MB per 100 rounds. The goal: at most 1 MB per 100 rounds, and as many open files at the end as after the
+(in two more under "workers", whose memory is added). After each round the resident anonymous memory, which is all but
+mapped files (/proc/PID/smaps_rollup), and the open files (/proc/PID/fd) are read; the least-squares line through the
+rounds behind the first tenth gives MB per 100 rounds. The proportional set size would move with whatever else runs on
+the machine and shares libraries. The goal: at most 1 MB per 100 rounds, and as many open files at the end as after the
 first tenth.
 
 fedavg, workers, scaffold    5 sites of 100,000 parameters
@@ -70,13 +71,13 @@ def federation(case: str, folder: Path) -> tuple[Any, Any]:
 
 
 def memory_mb() -> float:
-    """PSS of this process and its children."""
+    """Resident anonymous memory of this process and its children."""
     parts = [int(x) for x in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    return sum(_pss(pid) for pid in [os.getpid(), *parts])
+    return sum(_anonymous(pid) for pid in [os.getpid(), *parts])
 
 
-def _pss(pid: int) -> float:
-    found = [x for x in lines(f"/proc/{pid}/smaps_rollup") if x.startswith("Pss:")]
+def _anonymous(pid: int) -> float:
+    found = [x for x in lines(f"/proc/{pid}/smaps_rollup") if x.startswith("Anonymous:")]
     return int(found[0].split()[1]) / 1024 if found else 0.0
 
 
