@@ -29,6 +29,7 @@ from polypfed.cli import (
     sbom,
     site,
     watch,
+    weights,
 )
 from polypfed.cli.codes import Code, Terminated
 from polypfed.cli.show import console
@@ -51,6 +52,7 @@ app.command("export")(export.export)
 app.command("compress")(compress.compress)
 app.command("detect")(detect.detect)
 app.command("device")(device.device)
+app.command("import-weights")(weights.import_weights)
 app.command("sbom")(sbom.sbom)
 app.add_typer(init.app, name="init")
 app.add_typer(data.app, name="data")

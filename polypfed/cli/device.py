@@ -19,6 +19,7 @@ def device(
     store: Annotated[Path | None, typer.Option(help="Sample store for hard frames.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key file; made if it is missing.")] = None,
     store_gb: Annotated[float, typer.Option(min=0.001, help="What it may grow to.")] = 4.0,
+    keep_samples_days: Annotated[int, typer.Option(min=0, help="Older frames are forgotten; 0: when it is full.")] = 0,
     threshold: Annotated[float, typer.Option(help="Frames below it are hard.")] = 0.7,
     every: Annotated[int, typer.Option(min=1, help="Of hard frames in a row keep each so-manieth.")] = 10,
     threads: Annotated[int, typer.Option(help="Of the interpreter; 0 for all cores but one.")] = 0,
@@ -42,7 +43,7 @@ def device(
     else:
         settings = DeviceSettings(
             source, template, models, store, key, store_gb, threshold, every, threads, delegate, conf,
-            port if live else 0, repeat,
+            port if live else 0, repeat, keep_samples_days=keep_samples_days,
         )  # fmt: skip
     stop = threading.Event()
     _until_told(stop)

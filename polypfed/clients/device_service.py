@@ -43,7 +43,7 @@ def run(
     with contextlib.ExitStack() as stack:
         kept = None
         if settings.store is not None and settings.key is not None:
-            kept = stack.enter_context(_writer(settings.store, settings.key, settings.store_gb, source.live))
+            kept = stack.enter_context(_writer(settings.store, settings.key, settings, source.live))
         device = Device(
             Template.open(settings.template),
             kept,
@@ -62,9 +62,10 @@ def run(
     return device.counts
 
 
-def _writer(store: Path, key: Path, gigabytes: float, live: bool) -> Writer:
+def _writer(store: Path, key: Path, settings: DeviceSettings, live: bool) -> Writer:
     Vault(key)  # a key that cannot be used should be known before the thread starts
-    return Writer(lambda: SampleStore(store, Vault(key, create=False), most_bytes=int(gigabytes * 1e9)), drop=live)
+    most, days = int(settings.store_gb * 1e9), settings.keep_samples_days
+    return Writer(lambda: SampleStore(store, Vault(key, create=False), most_bytes=most), drop=live, keep_days=days)
 
 
 def _again(source: Source, repeat: bool, stop: threading.Event) -> Iterator[Frame]:

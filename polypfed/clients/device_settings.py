@@ -19,6 +19,8 @@ class DeviceSettings:
         models: folder into which new global models are put; the device looks there.
         store: sample store for hard frames; None keeps none. key: its key file.
         store_gb: what the store may grow to.
+        keep_samples_days: frames seen longer ago are forgotten, images and scores, whatever their label; 0 keeps them
+            until the store is full.
         threshold: frames whose best confidence is below it are hard.
         every: of hard frames in a row keep each so-manieth.
         threads: of the interpreter; 0 for all cores but one, which is left to training.
@@ -48,11 +50,13 @@ class DeviceSettings:
     repeat: bool = False
     nice: int = 10
     pseudo: float = 0.0
+    keep_samples_days: int = 0
 
     def __post_init__(self) -> None:
         for name, high in (("threads", 1024), ("live", 65535), ("nice", 19)):
             whole(f"device.{name}", getattr(self, name), 0, high)
         whole("device.every", self.every, 1)
+        whole("device.keep_samples_days", self.keep_samples_days, 0)
         for name, low in (("threshold", 0), ("conf", 0), ("pseudo", -1)):
             if not low < getattr(self, name) <= 1:
                 raise ConfigError(f"{getattr(self, name)!r} is not above 0 and at most 1", where=f"device.{name}")
@@ -60,8 +64,9 @@ class DeviceSettings:
             raise ConfigError("must not be negative", where="device.pseudo, device.store_gb")
         if self.store is not None and self.key is None:
             raise ConfigError("a store needs a key", where="device.key", remedy="Name a file, best on another medium")
-        if self.pseudo and self.store is None:
-            raise ConfigError("needs a store", where="device.pseudo")
+        for name in ("pseudo", "keep_samples_days"):
+            if getattr(self, name) and self.store is None:
+                raise ConfigError("needs a store", where=f"device.{name}")
 
     @property
     def status(self) -> Path:

@@ -1,7 +1,9 @@
 """Reducers that withstand some bad updates. They act on deltas, never on models, and see every update by itself.
 
 Examples are the sender's to claim, so unless told otherwise all updates count the same; those without examples do not
-count. What beside the delta an update holds (BatchNorm statistics, extras) is reduced by the same rule.
+count. What beside the delta an update holds (BatchNorm statistics, extras) is reduced by the same rule, but where a
+rule goes by lengths: statistics of different channels have different scales, so length says nothing of them, and each
+has a median of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -156,7 +158,7 @@ class GeometricMedian:
 
     Differs: the paper starts at the mean, from where three steps leave 3 % of the way to go that two of nine updates
     have pulled it, however far that is. Its senders compute their own b_i, so that sums suffice; here nobody judges
-    himself. BatchNorm statistics and extras have a geometric median of their own.
+    himself. Extras have a geometric median of their own, BatchNorm statistics the median of each value.
 
     Source: Pillutla et al., Robust Aggregation for Federated Learning, 2022, Alg. 2.
 
@@ -185,7 +187,7 @@ class GeometricMedian:
 
     def _reduce(self, got: Sequence[Update]) -> dict[str, Vector]:
         weights = np.array([self.weight(update.client, update.weight) for update in got])
-        return _each(lambda rows: self._median(rows, weights))(got)
+        return {name: _values(got, name, lambda rows: self._median(rows, weights)) for name in got[0].vectors}
 
     def _median(self, rows: Sequence[Vector], weights: distances.Wide) -> Vector:
         z = ranks.median(rows)
@@ -200,16 +202,20 @@ class GeometricMedian:
 class NormClip:
     """The mean of deltas that are shortened to a norm: a bad update counts, but no more than any other.
 
-        D_i <- D_i * min(1, C / |D_i|) ;   then as Mean
+        D_i <- D_i * min(1, C / |D_i|) ,  n_i <- min(n_i, N) ;   then as Mean
 
     Args:
-        norm: C. None is the median of the norms that arrived, and then every vector of an update is shortened to the
-            median of its kind; a given C is about the delta, and BatchNorm statistics and extras stay as they are.
-        weights: as in Mean; "uniform" where the number of examples a site claims is not to be believed.
+        norm: C. None is the median of the norms that arrived. Extras then are shortened to the median of their kind,
+            BatchNorm statistics become the median of each value, and no update counts for more examples than their
+            median N. A given C is about the delta alone.
+        weights: as in Mean; "uniform" where the number of examples a site claims is not to be believed at all.
 
     With C given, sums suffice and memory is O(P); else every update is held.
 
     Source: Sun et al., Can You Really Backdoor Federated Learning?, 2019, section 4.
+
+    Differs: N, without which an update that claims most of the examples would be nearly the mean; and the statistics,
+    of which noise as long as the others' drives the smallest variances to 0.
 
     Raises:
         ConfigError: norm is not above 0, or weights are none that Mean takes.
@@ -238,12 +244,14 @@ class NormClip:
         return _ClippedMean(self.weights, norm=self.norm).start(lengths) if self.norm else Held(lengths, self._reduce)
 
     def _reduce(self, got: Sequence[Update]) -> dict[str, Vector]:
-        return {name: self._clipped(got, name) for name in got[0].vectors}
+        most = int(np.median([update.weight for update in got]))
+        got = [replace(update, weight=min(update.weight, most)) for update in got]
+        return {name: _values(got, name, lambda rows: self._clipped(got, rows)) for name in got[0].vectors}
 
-    def _clipped(self, got: Sequence[Update], name: str) -> Vector:
-        rows = [replace(update, vectors={"delta": update.vectors[name]}) for update in got]
-        limit = float(np.median([distances.norm(update.vectors["delta"]) for update in rows]))
-        return mean(rows, _ClippedMean("examples" if name == BUFFERS else self.weights, norm=limit))["delta"]
+    def _clipped(self, got: Sequence[Update], rows: Sequence[Vector]) -> Vector:
+        limit = float(np.median([distances.norm(row) for row in rows]))
+        alike = [replace(update, vectors={"delta": row}) for update, row in zip(got, rows, strict=True)]
+        return mean(alike, _ClippedMean(self.weights, norm=limit))["delta"]
 
 
 @dataclass(frozen=True)
@@ -286,6 +294,12 @@ def mean(got: Sequence[Update], rule: Mean) -> dict[str, Vector]:
     for index, update in enumerate(got):
         total.add(index, update)
     return total.result()
+
+
+def _values(got: Sequence[Update], name: str, rule: Callable[[Sequence[Vector]], Vector]) -> Vector:
+    """One vector of the updates by `rule`, but BatchNorm statistics by the median of each value."""
+    rows = [update.vectors[name] for update in got]
+    return ranks.median(rows) if name == BUFFERS else rule(rows)
 
 
 def _each(rule: Callable[[Sequence[Vector]], Vector]) -> Callable[[Sequence[Update]], dict[str, Vector]]:

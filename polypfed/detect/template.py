@@ -18,7 +18,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from polypfed.core.errors import MessageError
 from polypfed.core.files import write_atomic
 from polypfed.core.messages import strict_json
 from polypfed.detect.fold import Convolution
@@ -137,7 +136,13 @@ class Template:
         try:
             self._files = _unpack(data, where)
             self.manifest = Manifest.from_json(strict_json(self._files.pop("manifest.json")), where)
-        except (KeyError, MessageError, zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        except (
+            KeyError,
+            zipfile.BadZipFile,
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # a name that is no UTF-8, too
             if isinstance(error, ModelFileError):
                 raise
             raise ModelFileError(f"is not a template ({error})", where=where) from None

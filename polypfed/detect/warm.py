@@ -1,4 +1,4 @@
-"""Warm start: weights from a NumPy archive or a model of polypfed's own, read without unpickling anything.
+"""Warm start: weights from a NumPy archive or a safetensors file, read without unpickling anything.
 
 The user names the file; the library neither ships nor downloads weights. Weights trained on COCO come under a licence
 of their own (YOLOv5: GPL-3.0, today AGPL-3.0).
@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from polypfed.core.errors import CheckpointError, DataError
-from polypfed.core.rundir import load_model
+from polypfed.core.errors import DataError
 
 _LOG = logging.getLogger(__name__)
 _FLOATS, _OTHERS = ("float16", "float32", "float64"), ("int64", "int32", "bool")
-_LIMIT = 2**30
+LIMIT = 2**30
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,13 @@ def warm_start(
     path: str | Path,
     at_least: float = 0.3,
     sha256: str | None = None,
-    limit: int = _LIMIT,
+    limit: int = LIMIT,
 ) -> WarmStart:
     """Overwrite those of `arrays` that the archive holds under the same name and shape.
 
     Args:
         arrays: name -> float32 array, written in place (views of a model or of its flat vector).
-        path: `.npz` file, float16 and float64 become float32, integers (counters) are skipped; or a `.safetensors` of
-            a run or of `polypfed compress`.
+        path: `.npz` or safetensors; float16 and float64 become float32; integers (counters) are skipped.
         at_least: least share of the values of `arrays` that must be found.
         sha256: expected digest of the file, hex.
         limit: most bytes the archive may unpack to.
@@ -62,11 +62,7 @@ def warm_start(
     """
     file = Path(path)
     found = _read(file, sha256, limit)
-    with np.errstate(over="ignore"):  # what overflows is infinite then, and refused below
-        fits = {n: a.astype(np.float32) for n, a in found.items() if n in arrays and a.shape == arrays[n].shape}
-    for name, array in fits.items():
-        if not np.isfinite(array).all():
-            raise DataError(f"the array {name!r} holds values that are not finite", where=file)
+    fits = _finite({n: a for n, a in found.items() if n in arrays and a.shape == arrays[n].shape}, file)
     total = sum(a.size for a in arrays.values())
     report = WarmStart(
         tuple(sorted(fits)),
@@ -82,35 +78,57 @@ def warm_start(
     return report
 
 
+def weights_of(path: Path, limit: int = LIMIT) -> dict[str, NDArray[np.float32]]:
+    """All floating-point arrays of such a file, as float32.
+
+    Raises:
+        DataError: see `warm_start`; or there is none.
+    """
+    found = _finite(_read(path, None, limit), path)
+    if not found:
+        raise DataError("holds no floating-point array", where=path)
+    return found
+
+
+def _finite(found: dict[str, NDArray[Any]], file: Path) -> dict[str, NDArray[np.float32]]:
+    with np.errstate(over="ignore"):  # what overflows is infinite then, and refused below
+        fits = {name: array.astype(np.float32) for name, array in found.items()}
+    for name, array in fits.items():
+        if not np.isfinite(array).all():
+            raise DataError(f"the array {name!r} holds values that are not finite", where=file)
+    return fits
+
+
 def _read(file: Path, sha256: str | None, limit: int) -> dict[str, NDArray[Any]]:
     if not file.is_file():
         raise DataError("no such file", where=file)
     if sha256 is not None and hashlib.sha256(file.read_bytes()).hexdigest() != sha256.lower():
         raise DataError("the SHA-256 is not the expected one", where=file)
-    if file.suffix == ".safetensors":
-        return _own(file, limit)
+    found = _tensors(file, limit) if file.suffix == ".safetensors" else _archive(file, limit)
+    return {name: array for name, array in found.items() if array.dtype.name in _FLOATS}
+
+
+def _tensors(file: Path, limit: int) -> dict[str, NDArray[Any]]:
+    if file.stat().st_size > limit:
+        raise DataError(f"is larger than {limit} bytes", where=file)
+    try:
+        return safetensors.numpy.load(file.read_bytes())
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:  # KeyError: a type numpy lacks
+        raise DataError(f"this is no safetensors file ({error})", where=file) from None
+
+
+def _archive(file: Path, limit: int) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             # The directory's sizes bound what is unpacked: zipfile stops reading an entry there.
             if sum(e.file_size for e in entries) > limit:
                 raise DataError(f"the archive unpacks to more than {limit} bytes", where=file)
-            arrays = {e.filename.removesuffix(".npy"): _array(archive, e, file) for e in entries}
+            return {e.filename.removesuffix(".npy"): _array(archive, e, file) for e in entries}
     except DataError:
         raise
     except Exception as error:  # noqa: BLE001 - numpy's header parser raises TokenError, SyntaxError and more
         raise DataError(f"this is not an archive of plain arrays ({error})", where=file) from None
-    return {name: a for name, a in arrays.items() if a.dtype.name in _FLOATS}
-
-
-def _own(file: Path, limit: int) -> dict[str, NDArray[Any]]:
-    if file.stat().st_size > limit:
-        raise DataError(f"the model is larger than {limit} bytes", where=file)
-    try:
-        spec, x = load_model(file)
-    except CheckpointError as error:
-        raise DataError(error.problem, where=file) from None
-    return dict(spec.views(x))
 
 
 def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path) -> NDArray[Any]:

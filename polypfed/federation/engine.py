@@ -18,6 +18,7 @@ from polypfed.core.audit import Signer, Verifier
 from polypfed.core.checkpoint import Checkpoint
 from polypfed.core.errors import CheckpointError, ConfigError, LayoutError, QuorumError, Refused
 from polypfed.core.gate import admit_evaluation, max_bytes, norm_of
+from polypfed.core.heap import give_back
 from polypfed.core.history import History, Row, mean_rows, row
 from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update
 from polypfed.core.model import ModelSpec, Vector, fixed, shared
@@ -363,6 +364,8 @@ class Engine:
 
     def _commit(self) -> None:
         self._save()
+        if self.folder:  # the run may be long; a checkpoint costs more than this
+            give_back()
         self.tell(Event("saved", self.now.round))
 
 

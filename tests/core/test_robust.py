@@ -162,12 +162,39 @@ def test_clipping_to_a_norm(values: np.ndarray, limit: float) -> None:
     assert np.linalg.norm(delta(NormClip(norm=limit), values)) <= limit * (1 + 1e-6)
 
 
+def _median_norm(values: np.ndarray) -> float:
+    return float(np.median(np.linalg.norm(values.astype(np.float64), axis=1)))
+
+
 @given(stacks())
 @settings(max_examples=50, deadline=None)
 def test_clipping_to_the_median_norm_is_clipping_to_that_norm(values: np.ndarray) -> None:
-    limit = float(np.median(np.linalg.norm(values.astype(np.float64), axis=1)))
+    limit = _median_norm(values)
     wanted = delta(NormClip(norm=limit), values) if limit else np.zeros(3)
     assert delta(NormClip(), values) == pytest.approx(wanted, rel=1e-6, abs=1e-5)
+
+
+def test_claimed_examples_count_up_to_their_median() -> None:
+    values = np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 5.0], [-5.0, 0.0]])  # all of one length
+    honest = delta(NormClip(), values, [5, 10, 20, 20])
+    assert honest == pytest.approx(np.average(values, axis=0, weights=[5, 10, 15, 15]), rel=1e-6)
+    assert delta(NormClip(), values, [5, 10, 20, 10_000_000]).tobytes() == honest.tobytes()
+    believed = delta(Mean(), values, [5, 10, 20, 10_000_000])
+    assert believed == pytest.approx([-5, 0], abs=1e-4), "the plain mean is the one that claims most"
+
+
+@pytest.mark.parametrize("rule", [NormClip(), GeometricMedian()], ids=repr)
+def test_noise_no_longer_than_the_others_leaves_every_statistic_among_them(rule: Reducer) -> None:
+    draw = np.random.default_rng(0)
+    scale = 10.0 ** draw.uniform(-3, 1, 40)  # of the channels: their statistics have little in common
+    statistics = draw.normal(1, 0.1, (5, 40)) * scale
+    noise = draw.standard_normal(40)
+    statistics[2] = noise * np.linalg.norm(statistics[0]) / np.linalg.norm(noise)
+    found = reduced(rule, updates(crowd(5), [1, 1, 10_000_000, 1, 1], **{BUFFERS: statistics}))[BUFFERS]
+    honest = np.delete(statistics, 2, axis=0)
+    assert (found >= honest.min(0) * (1 - 1e-6)).all()
+    assert (found <= honest.max(0) * (1 + 1e-6)).all()
+    assert (np.abs(statistics.mean(0) - honest.mean(0)) > honest.mean(0)).mean() > 0.3, "by the mean many are lost"
 
 
 def test_t17_nothing_learnt_is_no_division_by_zero() -> None:
@@ -347,10 +374,10 @@ def test_identical_updates_give_any_of_them(rule: Reducer, row: np.ndarray) -> N
 
 def test_names_may_have_weights() -> None:
     values, by_name = crowd(5), {f"c{i:03d}": i + 1.0 for i in range(5)}
-    for kind in (GeometricMedian, NormClip):
-        assert delta(kind(weights=by_name), values) == pytest.approx(
-            delta(kind(weights="examples"), values, range(1, 6))
-        )
+    by_examples = delta(GeometricMedian(weights="examples"), values, range(1, 6))
+    assert delta(GeometricMedian(weights=by_name), values) == pytest.approx(by_examples)
+    named = delta(NormClip(weights=by_name), values, [1, 1, 1, 1, 10_000_000])
+    assert named == pytest.approx(delta(NormClip(norm=_median_norm(values)), values, range(1, 6)))
 
 
 # --------------------------------------------------------------------------------------------------------- refusals

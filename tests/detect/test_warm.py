@@ -57,10 +57,10 @@ def test_a_model_of_a_run_is_as_good_as_an_archive(tmp_path):
     report = warm_start(arrays, tmp_path / "m.safetensors")
     assert arrays["a.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert report.matched == ("a.weight",)
-    with pytest.raises(DataError, match=r"m\.safetensors: the model is larger than 40 bytes"):
+    with pytest.raises(DataError, match=r"m\.safetensors: is larger than 40 bytes"):
         warm_start(arrays, tmp_path / "m.safetensors", limit=40)
     (tmp_path / "m.safetensors").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"m\.safetensors: is not a polypfed model"):
+    with pytest.raises(DataError, match=r"m\.safetensors: this is no safetensors file"):
         warm_start(arrays, tmp_path / "m.safetensors")
 
 

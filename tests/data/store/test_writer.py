@@ -10,6 +10,7 @@ pytest.importorskip("cryptography", reason="install polypfed[edge]")
 from polypfed.core.errors import DataError
 from polypfed.data.store import SampleStore, Vault, Writer
 from polypfed.data.store import store as module
+from polypfed.data.store import writer as writer_module
 
 FRAME = np.zeros((24, 32, 3), np.uint8)
 
@@ -89,3 +90,35 @@ def test_one_process_opens_while_another_writes(tmp_path, monkeypatch):
         frame = store.add(FRAME, 0.1, "m")
         opener[0].join()
         assert (store.image(frame) == FRAME).all()
+
+
+def test_what_is_too_old_is_forgotten_at_the_start_and_while_no_frame_comes(tmp_path, monkeypatch):
+    day, now = 86400.0, [0.0]
+
+    def store() -> SampleStore:
+        return SampleStore(tmp_path / "store", Vault(tmp_path / "k"), clock=lambda: now[0])
+
+    def kept() -> list[str]:
+        with store() as found:
+            return [found.name(r.id) for r in found.records()]
+
+    with store() as first:
+        first.label(first.add(FRAME, 0.1, "m", name="old"), [[1, 2, 3, 4]], "Dr. A")
+        now[0] = 50 * day
+        first.add(FRAME, 0.1, "m", name="young")
+    now[0] = 91 * day
+    with Writer(store):
+        pass
+    assert kept() == ["old", "young"], "without a limit nothing goes"
+    with Writer(store, keep_days=90):
+        pass
+    assert kept() == ["young"], "labelled or not"
+    assert len(list((tmp_path / "store" / "frames").iterdir())) == 1
+    monkeypatch.setattr(writer_module, "_EVERY", 0.01)
+    with Writer(store, keep_days=90):
+        now[0] = 141 * day
+        for _ in range(1000):
+            if not kept():
+                break
+            threading.Event().wait(0.01)
+    assert kept() == []

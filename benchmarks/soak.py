@@ -1,0 +1,163 @@
+"""Does a long run grow? Memory and open files of the server's process over 200 rounds.
+
+    python benchmarks/soak.py                     # all cases, one process each
+    python benchmarks/soak.py --case he --rounds 50
+    python benchmarks/soak.py --show              # the table from the rows there are
+
+Every case keeps its run in a folder: a checkpoint and an entry of the audit log a round. Sites live in the same process
+(in two more under "workers", whose memory is added). After each round the resident anonymous memory, which is all but
+mapped files (/proc/PID/smaps_rollup), and the open files (/proc/PID/fd) are read; the least-squares line through the
+rounds behind the first tenth gives MB per 100 rounds. The proportional set size would move with whatever else runs on
+the machine and shares libraries. The goal: at most 1 MB per 100 rounds, and as many open files at the end as after the
+first tenth.
+
+fedavg, workers, scaffold    5 sites of 100,000 parameters
+he                           3 sites of 20,000 parameters, encrypted
+detector                     2 sites of YOLOv5n, 4 made-up images of 64 px each, SCAFFOLD
+
+--check: exit code 1 if the goal is missed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import about, append, lines, single_thread
+
+RESULTS = Path(__file__).parent / "results" / "soak"
+CASES = ("fedavg", "workers", "scaffold", "he", "detector")
+GOAL = 1.0  # MB per 100 rounds
+
+
+class Pull:
+    """The gradient of half the squared distance to one value everywhere; at module level, where workers find it."""
+
+    def __init__(self, at: float) -> None:
+        self.at = np.float32(at)
+
+    def __call__(self, x: Any) -> Any:
+        return x - self.at
+
+
+def federation(case: str, folder: Path) -> tuple[Any, Any]:
+    """A federation and the backend that carries it."""
+    import polypfed as pf
+
+    if case == "detector":
+        from polypfed.data import open_partition
+        from polypfed.data.synth import synth
+        from polypfed.select import All
+
+        synth(folder / "data", sites=2, train=4, val=2, size=64, seed=0)
+        detectors = [
+            pf.clients.DetectorClient(s.name, s.train, s.val, imgsz=64, batch=4, selector=All())
+            for s in open_partition(folder / "data").values()
+        ]
+        return pf.Federation(clients=detectors, strategy=pf.strategies.Scaffold(option="I")), pf.backends.Local()
+    sites, size = (3, 20_000) if case == "he" else (5, 100_000)
+    x0 = np.zeros(size, np.float32)
+    clients = [pf.NumpyClient(f"s{i}", Pull(i), x0, lr=0.1, steps=2, weight=10 + i) for i in range(sites)]
+    strategy = pf.strategies.Scaffold() if case == "scaffold" else pf.strategies.FedAvg()
+    stages = pf.privacy.stages("he") if case == "he" else ()
+    fed = pf.Federation(clients=clients, strategy=strategy, stages=stages, quorum=sites)
+    return fed, pf.backends.Local(2 if case == "workers" else 1)
+
+
+def memory_mb() -> float:
+    """Resident anonymous memory of this process and its children."""
+    parts = [int(x) for x in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    return sum(_anonymous(pid) for pid in [os.getpid(), *parts])
+
+
+def _anonymous(pid: int) -> float:
+    found = [x for x in lines(f"/proc/{pid}/smaps_rollup") if x.startswith("Anonymous:")]
+    return int(found[0].split()[1]) / 1024 if found else 0.0
+
+
+def open_files() -> int:
+    """Of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def soak(case: str, rounds: int) -> dict[str, Any]:
+    """One run in this process; its memory and open files after each round."""
+    memory: list[float] = []
+    files: list[int] = []
+    with tempfile.TemporaryDirectory() as place:
+        fed, backend = federation(case, Path(place))
+
+        def listen(event: Any) -> None:
+            if event.kind == "saved" and event.round:
+                memory.append(memory_mb())
+                files.append(open_files())
+
+        history = fed.run(rounds, backend, Path(place) / "run", listen)
+        kept = sorted(p.name for p in (Path(place) / "run").iterdir())
+    assert len(memory) == rounds
+    assert not history.failures
+    assert "audit.jsonl" in kept, kept
+    return {"case": case, "rounds": rounds, **line(memory, files), "memory_mb": [round(m, 2) for m in memory]}
+
+
+def line(memory: Sequence[float], files: Sequence[int]) -> dict[str, Any]:
+    """MB per 100 rounds of the line behind the first tenth, its standard error, and what files did there."""
+    first = len(memory) // 10
+    y = np.array(memory[first:])
+    x = np.arange(len(y)) / 100
+    slope, start = np.polyfit(x, y, 1)
+    error = np.sqrt(((y - slope * x - start) ** 2).sum() / max(len(y) - 2, 1) / ((x - x.mean()) ** 2).sum())
+    found = {"mb_per_100": round(float(slope), 3), "error": round(float(error), 3), "mb_end": round(float(y[-1]), 1)}
+    return found | {"files_start": files[first], "files_end": files[-1], "files_most": max(files[first:])}
+
+
+def held(row: Mapping[str, Any]) -> bool:
+    """Is the goal met?"""
+    return bool(row["mb_per_100"] <= GOAL and row["files_end"] <= row["files_start"])
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown; the last row of each case counts."""
+    out = ["| case | rounds | MB per 100 rounds | MB at the end | open files | goal |", "|---|---:|---:|---:|---:|---|"]
+    for r in {r["case"]: r for r in rows}.values():
+        files = f"{r['files_start']} to {r['files_end']}, most {r['files_most']}"
+        slope = f"{r['mb_per_100']:+.2f} ± {r['error']:.2f}"
+        met = "met" if held(r) else "missed"
+        out.append(f"| {r['case']} | {r['rounds']} | {slope} | {r['mb_end']:.0f} | {files} | {met} |")
+    last = rows[-1]
+    versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
+    return "\n".join([*out, "", f"{last['date'][:10]}, {last['cpu']}; {versions}."]) + "\n"
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--case", nargs="+", default=list(CASES), choices=CASES)
+    options.add_argument("--rounds", type=int, default=200)
+    options.add_argument("--one", action="store_true", help="run the case in this process and print its row")
+    options.add_argument("--show", action="store_true")
+    options.add_argument("--check", action="store_true")
+    options.add_argument("--out", type=Path, default=RESULTS)
+    given = options.parse_args()
+    single_thread()
+    if given.one:
+        print(json.dumps(soak(given.case[0], given.rounds)))
+        return 0
+    path = given.out / "points.jsonl"
+    for case in () if given.show else given.case:
+        command = [sys.executable, __file__, "--one", "--case", case, "--rounds", str(given.rounds)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        append(path, [about("soak", ("polypfed", "numpy", "torch")) | found])
+    rows = [json.loads(row) for row in lines(str(path))]
+    (given.out / "table.md").write_text(table(rows), encoding="utf-8")
+    print(table(rows))
+    return int(given.check and not all(held(r) for r in {r["case"]: r for r in rows}.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
