@@ -10,6 +10,7 @@ import typer
 from polypfed.cli import (
     audit,
     bench,
+    bundle,
     compare,
     compress,
     data,
@@ -52,6 +53,7 @@ app.command("compress")(compress.compress)
 app.command("detect")(detect.detect)
 app.command("device")(device.device)
 app.command("sbom")(sbom.sbom)
+app.command("bundle")(bundle.bundle)
 app.add_typer(init.app, name="init")
 app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")

@@ -56,6 +56,8 @@ polypfed bench named privacy --quick""",
     "nvflare run": "polypfed nvflare run kits/admin --name study --rounds 10",
     "nvflare status": "polypfed nvflare status kits/admin",
     "sbom": "polypfed sbom --check\npolypfed sbom -o sbom.json",
+    "bundle": """polypfed bundle wheelhouse --extra flower
+polypfed bundle board --extra edge --extra release --platform aarch64""",
     "audit show": "polypfed audit show runs/study/audit.jsonl --last 20",
     "audit verify": "polypfed audit verify runs/study/audit.jsonl --roster keys/roster.json --name server",
     "audit export": "polypfed audit export runs/study/audit.jsonl --to audit.csv",
