@@ -30,10 +30,25 @@ ExecStart=/opt/polypfed/start.sh
 Restart={restart}
 RestartSec=10
 KillMode=control-group
+# Everything but its own folder is read-only to it. Left out: ProtectClock=, which would take the camera away, and
+# MemoryDenyWriteExecute=, for LiteRT and numba write code as they run.
 NoNewPrivileges=true
+CapabilityBoundingSet=
 PrivateTmp=true
 ProtectSystem=strict
+ProtectHome=read-only
 ReadWritePaths=/opt/polypfed
+ProtectControlGroups=true
+ProtectHostname=true
+ProtectKernelLogs=true
+ProtectKernelModules=true
+ProtectKernelTunables=true
+LockPersonality=true
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=true
+RestrictRealtime=true
+RestrictSUIDSGID=true
+SystemCallArchitectures=native
 UMask=0077
 
 [Install]

@@ -10,6 +10,7 @@ import typer
 from polypfed.cli import (
     audit,
     bench,
+    bundle,
     compare,
     compress,
     data,
@@ -54,6 +55,7 @@ app.command("detect")(detect.detect)
 app.command("device")(device.device)
 app.command("import-weights")(weights.import_weights)
 app.command("sbom")(sbom.sbom)
+app.command("bundle")(bundle.bundle)
 app.add_typer(init.app, name="init")
 app.add_typer(data.app, name="data")
 app.add_typer(samples.app, name="samples")

@@ -1,6 +1,7 @@
 """`polypfed deploy`: write everything that a deployment needs, and run it."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ def flower(
     data: Annotated[list[Path] | None, typer.Option(help="Each site's folder of train/ and val/, in order.")] = None,
     host: Annotated[str, typer.Option(help="Name or address of the server, as sites reach it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Its port, the only one to open.")] = 8443,
+    client: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of your own clients, instead of a study.")] = None,
+    federation: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of your own federation, with it.")] = None,
 ) -> None:
     """Write a deployment on Flower: keys, certificates, scripts, units, the app for `flwr run`, and READMEs."""
     from polypfed.backends.flower import deploy
@@ -27,8 +30,13 @@ def flower(
     folders = [str(path.absolute()) for path in data or []]
     if folders and len(folders) != len(names):
         raise typer.BadParameter("give one --data for each --site, in the same order")
+    if (client is None) != (federation is None) or (client and study):
+        raise typer.BadParameter("give --client and --federation together, and no --study")
     settings = {n: {"data": p} for n, p in zip(names, folders or ["data"] * len(names), strict=True)}
-    made = deploy.write(directory, deploy.Plan(names, host, port, study, settings=settings))
+    plan = deploy.Plan(names, host, port, study, settings=settings)
+    if client and federation:
+        plan = replace(plan, client=client, federation=federation, settings=settings if folders else None)
+    made = deploy.write(directory, plan)
     console.print(f"Written: {made}. Begin with {made / 'README.md'}", markup=False)
 
 
