@@ -11,6 +11,7 @@ EXAMPLES = {
     "watch": """polypfed watch runs/study               # a page at http://127.0.0.1:8502/
 polypfed watch runs/study --terminal    # here; ends with the run
 polypfed watch server/ --once           # one look, for scripts
+polypfed watch --deployment fed         # of a folder that polypfed deploy has written
 ssh -L 8502:127.0.0.1:8502 HOST polypfed watch runs/study""",
     "compare": """polypfed compare study.toml --seeds 3
 polypfed compare study.toml --strategies fedavg,scaffold --target 0.5""",

@@ -23,7 +23,12 @@ _TONES = {"running": "cyan", "complete": "green", "stopped": "yellow", "failed":
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or of a deployment's server.")],
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a run, or of a deployment's server.", show_default=False)
+    ] = None,
+    deployment: Annotated[
+        Path | None, typer.Option(help="Folder of a deployment, whose server's run is meant.")
+    ] = None,
     terminal: Annotated[bool, typer.Option("--terminal", "-t", help="Here, instead of in the browser.")] = False,
     once: Annotated[bool, typer.Option("--once", help="Print the state once, here, and end.")] = False,
     host: Annotated[str, typer.Option(help="Address to serve; others' reach needs a token.")] = "127.0.0.1",
@@ -33,7 +38,9 @@ def watch(
     ] = None,
 ) -> None:
     """Show a run as it goes on: rounds, sites, curves, traffic, privacy, refused updates. It only reads."""
-    place = place_of(run)
+    if (run is None) == (deployment is None):
+        raise typer.BadParameter("give the folder of a run, or --deployment")
+    place = place_of(run or deployment or Path())
     if once:
         console.print(screen(look(place), time.time()))
     elif terminal:

@@ -1,23 +1,20 @@
 """A live view in the browser, for this machine only: the newest frame, its boxes, confidence, speed and model.
 
-Standard library alone. It binds 127.0.0.1, answers only requests that name this machine as their host (a page of
-another site could otherwise read frames through a rebound name), and keeps nothing.
+It keeps nothing.
 """
 
 import json
 import threading
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polypfed.core.errors import ConfigError
 from polypfed.core.extras import require
+from polypfed.core.web import HTML, JSON, Answer, Asked, WebServer
 
 Pixels = NDArray[np.uint8]
-_HOSTS = ("127.0.0.1", "localhost")
 _POLICY = (
     "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 )
@@ -77,7 +74,7 @@ look();
 """
 
 
-class LiveView:
+class LiveView(WebServer):
     """Serve the newest frame. Use it as a context manager.
 
     Args:
@@ -97,26 +94,7 @@ class LiveView:
         self._image: Pixels | None = None
         self._state: dict[str, Any] = {"number": None, "confidence": None, "detections": None, "fps": None}
         self._state |= {"model": model, "precision": precision, "threshold": threshold, "ended": False}
-        try:
-            self._server = _Server(("127.0.0.1", port), _Handler)
-        except OSError as error:
-            raise ConfigError(f"port {port} cannot be used ({error.strerror})", where="--live") from None
-        self._server.view = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        """Where to look."""
-        return f"http://127.0.0.1:{self._server.server_port}/"
-
-    def __enter__(self) -> "LiveView":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(port=port, policy=_POLICY, where="--live")
 
     def show(self, image: Pixels, number: int, detections: int, confidence: float, fps: float) -> None:
         """Make `image`, (h, w, 3) uint8 RGB with its boxes drawn, the newest; it must not be changed afterwards.
@@ -148,40 +126,11 @@ class LiveView:
         _, data = self._cv2.imencode(".jpg", image[..., ::-1], settings)
         return bytes(data)
 
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    view: LiveView
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    server_version, sys_version = "polypfed", ""
-
-    def do_GET(self) -> None:
-        if self.headers.get("Host", "").rpartition(":")[0] not in _HOSTS:
-            return self._answer(403, "text/plain", b"only for this machine")
-        path = self.path.partition("?")[0]
-        if path == "/":
-            return self._answer(200, "text/html; charset=utf-8", PAGE.encode())
-        if path == "/state":
-            return self._answer(200, "application/json", json.dumps(self.server.view.state()).encode())
-        image = self.server.view.jpeg() if path == "/frame.jpg" else None
-        if image is None:
-            return self._answer(404, "text/plain", b"nothing here")
-        return self._answer(200, "image/jpeg", image)
-
-    def _answer(self, code: int, kind: str, body: bytes) -> None:
-        try:
-            self.send_response(code)
-            headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Cache-Control": "no-store"}
-            headers |= {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-        except ConnectionError:
-            pass  # the browser has gone
-
-    def log_message(self, *_: object) -> None:
-        """Nothing: a line per frame helps nobody."""
+    def answer(self, asked: Asked) -> Answer:
+        """The page, what it says, and the newest frame."""
+        if asked.path == "/":
+            return Answer(PAGE.encode(), HTML)
+        if asked.path == "/state":
+            return Answer(json.dumps(self.state()).encode(), JSON)
+        image = self.jpeg() if asked.path == "/frame.jpg" else None
+        return Answer(b"nothing here", code=404) if image is None else Answer(image, "image/jpeg")

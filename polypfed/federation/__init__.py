@@ -2,5 +2,6 @@
 
 from polypfed.federation.api import Federation
 from polypfed.federation.protocol import Backend, Event, Host, Listener
+from polypfed.federation.recorded import recorded
 
-__all__ = ["Backend", "Event", "Federation", "Host", "Listener"]
+__all__ = ["Backend", "Event", "Federation", "Host", "Listener", "recorded"]

@@ -60,7 +60,7 @@ SNAPSHOTS = {
     ),
     "watch nowhere": (
         1,
-        "polypfed: nowhere: no such folder. Give the folder of a run, or a deployment's server/",
+        "polypfed: nowhere: no such folder. Give the folder of a run, or of a deployment",
     ),
     "data check nowhere": (1, "polypfed: nowhere: no such folder"),
     "site run no.toml": (1, "polypfed: {cwd}/no.toml: cannot be read (No such file or directory)"),

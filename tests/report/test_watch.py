@@ -145,7 +145,7 @@ def test_a_run_that_was_refused_its_folder_writes_no_journal(tmp_path: Path) -> 
 
 
 def ask(server: WatchServer, path: str = "/", **headers: str) -> tuple[int, dict[str, str], str]:
-    connection = http.client.HTTPConnection("127.0.0.1", server._server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
     found = answer.status, dict(answer.getheaders()), answer.read().decode()
@@ -218,7 +218,7 @@ def test_another_address_needs_a_token(tmp_path: Path) -> None:
 
 def test_a_taken_port_is_one_line(tmp_path: Path) -> None:
     with WatchServer(tmp_path) as first, pytest.raises(ConfigError, match="cannot be used"):
-        WatchServer(tmp_path, port=first._server.server_port)
+        WatchServer(tmp_path, port=first.port)
 
 
 def test_many_readers_at_once(open_view: WatchServer) -> None:
@@ -247,11 +247,35 @@ def test_following_ends_with_the_run(make_run: Callable[..., Path]) -> None:
     assert "stopped" in done.output
 
 
-def test_a_deployment_names_its_run(tmp_path: Path) -> None:
-    (tmp_path / "server.toml").write_text('directory = "kept"\n')
-    assert place_of(tmp_path) == tmp_path / "kept"
+def test_a_deployment_on_flower_names_its_run(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "server.toml").write_text('directory = "kept"\n')
+    assert place_of(tmp_path) == place_of(tmp_path / "server") == tmp_path / "server" / "kept"
     with pytest.raises(DataError, match="no such folder"):
         place_of(tmp_path / "absent")
+
+
+def test_a_deployment_on_nvflare_names_its_latest_run(tmp_path: Path) -> None:
+    kits = {name: tmp_path / "kits" / name / "local" for name in ("a-site", "server")}
+    for name, key in (("a-site", "client"), ("server", "federation")):
+        kits[name].mkdir(parents=True)
+        (kits[name] / "polypfed.toml").write_text(f'{key} = "some:thing"\n')
+    runs = kits["server"].parent / "runs"
+    assert place_of(tmp_path) == place_of(kits["server"].parent) == runs / "study"
+    for second, (run, name) in enumerate([("new", "run.json"), ("new", FILE), ("old", FILE), ("old", "run.json")]):
+        (runs / run).mkdir(parents=True, exist_ok=True)
+        (runs / run / name).write_text("")
+        os.utime(runs / run / name, (second % 3, second % 3))  # the journal of "old" is the latest, its run.json is not
+    assert place_of(tmp_path) == runs / "old"
+
+
+def test_watch_wants_a_run_or_a_deployment(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run()
+    (tmp_path / "server.toml").write_text(f'directory = "{run}"\n')
+    done = CliRunner().invoke(app, ["watch", "--deployment", str(tmp_path), "--once"], env={"COLUMNS": "140"})
+    assert "round 6" in done.output
+    for words in (["watch"], ["watch", str(run), "--deployment", str(tmp_path)]):
+        assert CliRunner().invoke(app, words).exit_code == 2
 
 
 def test_a_token_file_that_others_can_read_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from polypfed.core.errors import DataError
 from polypfed.report.read import Run, read_progress
 from polypfed.report.watch.locks import is_open
 
@@ -63,24 +62,6 @@ class Now:
     budget: float | None
     refused: tuple[Line, ...]
     run: Run
-
-
-def place_of(folder: str | Path) -> Path:
-    """The run's folder: itself, or the one that a deployment's server.toml names.
-
-    Raises:
-        DataError: there is no such folder, or the file cannot be read.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        raise DataError("no such folder", where=path, remedy="Give the folder of a run, or a deployment's server/")
-    settings = path / "server.toml"
-    if not settings.exists():
-        return path
-    try:
-        return path / str(tomllib.loads(settings.read_text(encoding="utf-8")).get("directory", "run"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot be read ({error})", where=settings) from None
 
 
 def look(folder: Path, clock: float | None = None) -> Now:

@@ -11,6 +11,7 @@ import pytest
 
 from polypfed.backends.flower import deploy
 from polypfed.backends.flower.certificates import Authority, pem, private_pem, site_keys
+from polypfed.report.watch import look, place_of
 from tests.live.flower import study
 from tests.live.flower.conftest import interfaces
 from tests.live.flower.processes import Deployment
@@ -73,6 +74,11 @@ def test_a_node_under_another_name_is_refused_and_the_others_go_on(deployment: D
     said = deployment.log("server", "run.sh")
     assert "site a, round 1: unknown-client: the reply names itself 'b'" in said
     assert "the server knows this node's key as 'a', its own site.toml says 'b'" in deployment.log("sites/a")
+    seen = look(place_of(deployment.folder))
+    assert (seen.status, seen.round, seen.rounds) == ("complete", 1, 1)
+    assert [(f["client"], f["reason"]) for f in seen.refused] == [("a", "unknown-client")]
+    assert [s.doing for s in seen.sites] == ["update refused: unknown-client", *2 * ["trained round 1"]]
+    assert all(s.heard is not None for s in seen.sites)
     deployment.edit("sites/a/site.toml", 'name = "b"', 'name = "a"')
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from polypfed import Federation, History, Task
 from polypfed.backends import Local
+from polypfed.report.watch import look, place_of
 from tests.live.loopback import until
 from tests.live.nvflare import study
 from tests.live.nvflare.processes import Deployment, edit
@@ -202,6 +203,8 @@ def test_a_training_process_is_killed_and_the_round_goes_on(deployment: Deployme
     def kill() -> None:
         child = int((local / "began").read_text())
         assert child in deployment.processes("site-2")
+        seen = look(place_of(deployment.folder))
+        assert (seen.run.name, seen.status, seen.round, seen.phase) == ("childless", "running", 2, "training")
         os.kill(child, signal.SIGKILL)
 
     try:
@@ -212,6 +215,9 @@ def test_a_training_process_is_killed_and_the_round_goes_on(deployment: Deployme
     assert deployment.accepted("childless") == {1: 2, 2: 1, 3: 2}
     failures = [(f["client"], f["round"], f["reason"]) for f in deployment.lines("failures.jsonl", "childless")]
     assert failures == [("site-2", 2, "lost")]
+    seen = look(place_of(deployment.folder))
+    assert (seen.status, seen.round, seen.rounds) == ("complete", 3, 3)
+    assert [s.refused for s in seen.sites] == [0, 1]
 
 
 def test_a_job_process_of_a_site_is_killed_and_the_run_resumed(deployment: Deployment) -> None:
