@@ -116,22 +116,32 @@ def test_nvflares_hello_numpy_comes_out_as_it_does_there(nvflare: NVFlare) -> No
     assert history.model.reshape(3, 3).tolist() == [[4, 5, 6], [7, 8, 9], [10, 11, 12]]
 
 
-def test_a_recipe_runs_in_simenv_with_the_bits_of_local(tmp_path: Path) -> None:
-    """As an NVFlare user runs any other recipe; the study's code goes with the job."""
-    names = ["site-1", "site-2"]
-    code = (
-        "from nvflare.recipe.sim_env import SimEnv\n"
-        "from polypfed.backends.nvflare.recipe import PolypRecipe\n"
-        f"recipe = PolypRecipe('study', code={study.__file__!r}, client_settings={{'names': {names}}})\n"
-        f"recipe.execute(SimEnv(num_clients=2, workspace_root={str(tmp_path)!r}))\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=200
-    )
+RECIPE = f"""
+from nvflare.recipe.{{module}} import {{env}}
+from polypfed.backends.nvflare.recipe import PolypRecipe
+
+if __name__ == "__main__":
+    sites = {{sites}}
+    recipe = PolypRecipe("study", code={study.__file__!r}, client_settings=dict(names=sites), min_clients=len(sites))
+    run = recipe.execute({{env}}({{settings}}))
+    print(run.get_result(timeout=150, clean_up=False))
+"""
+
+
+@pytest.mark.parametrize("env", ["SimEnv", "PocEnv"])
+def test_a_recipe_runs_with_the_bits_of_local(tmp_path: Path, env: str) -> None:
+    """As an NVFlare user runs any other recipe; the study's code goes with the job. PocEnv: real processes, mTLS."""
+    sites = ["site-1", "site-2"]
+    module, settings = "sim_env" if env == "SimEnv" else "poc_env", "num_clients=2"
+    settings += f", workspace_root={str(tmp_path)!r}" if env == "SimEnv" else ""
+    (tmp_path / "recipe.py").write_text(RECIPE.format(module=module, env=env, settings=settings, sites=sites))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NVFLARE_POC_WORKSPACE": str(tmp_path / "poc")}
+    command = [sys.executable, str(tmp_path / "recipe.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=250)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    result = json.loads((tmp_path / "study" / "server" / "runs" / "study" / "result.json").read_text())
-    local = Federation(clients=study.clients(names), **study.settings()).run(3, Local())
+    (path,) = tmp_path.glob("**/server/runs/study/result.json")
+    result = json.loads(path.read_text())
+    local = Federation(clients=study.clients(sites), **study.settings()).run(3, Local())
     assert result == {"status": "completed", "rounds": 3, "sha256": hashlib.sha256(bits(local)).hexdigest()}
 
 
