@@ -104,7 +104,7 @@ def conduct(grid: Grid, file: ServerFile) -> History:
     roll = Roll(grid.get_nodes, keys, fed.quorum)
     online = roll.wait(len(keys), file.wait)
     log.info("%d of %d sites are online: %s", len(online), len(keys), ", ".join(sorted(online)))
-    backend = InPairs(grid, list(keys), lambda: roll.within(min(file.patience, fed.deadline)))
+    backend = InPairs(grid, list(keys), lambda: roll.within(min(file.patience, fed.deadline)), apart=True)
     until_free(file.directory)
     begun = (file.directory / "run.json").exists()
     log.info("%s the run in %s", "resuming" if begun else "beginning", file.directory)

@@ -1,5 +1,6 @@
 """The exchange over a Grid, with a scripted Grid in the place of Flower's."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
+import httpx
 from flwr.app import Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -122,6 +124,39 @@ def test_replies_out_of_order_twice_and_from_nowhere() -> None:
 
     held: list[Message] = []
     assert reasons(ask(Scripted(script))) == {"a": "", "b": "", "c": ""}
+
+
+class Stuck(Scripted):
+    """As over HTTP: whoever takes b's reply, which has not come in whole, waits; it asks for one at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(honest)
+        self.left = threading.Event()
+
+    def pull_messages(self, ids: Any) -> list[Message]:
+        if any(m.metadata.dst_node_id == 12 and m.metadata.message_id in ids for m in self.pushed):
+            self.left.wait(30)
+        return super().pull_messages(ids)
+
+
+def test_a_reply_that_never_comes_in_whole_delays_nobody_elses() -> None:
+    grid, begun = Stuck(), monotonic()
+    assert reasons(ask(grid, deadline=0.5, apart=True)) == {"a": "", "b": "deadline", "c": ""}
+    assert monotonic() - begun < 10
+    grid.left.set()
+
+
+def test_replies_taken_apart_are_those_taken_together() -> None:
+    assert reasons(ask(Scripted(honest), apart=True)) == {"a": "", "b": "", "c": ""}
+
+
+def test_an_engine_that_is_lost_ends_an_exchange_apart() -> None:
+    class Gone(Scripted):
+        def pull_messages(self, ids: Any) -> list[Message]:
+            raise httpx.ConnectError("gone")
+
+    with pytest.raises(httpx.ConnectError):
+        ask(Gone(honest), apart=True)
 
 
 @pytest.mark.parametrize("content", [RecordDict(), None])
