@@ -40,6 +40,10 @@ SCRIPTS = """## Scripts with a table of their own
 | What does one machine spend on Flower's and NVFlare's simulations? | `cd benchmarks; python -m peers.run` |
 | Do Flower and NVFlare give the same model? | `polypfed bench on_flower`, `polypfed bench on_nvflare` |
 | How do selectors compare over seeds? | `polypfed bench study polypfed/demo.toml --seeds 0 1 2` |
+| What does one malicious site of five cost? | `polypfed bench attacks`, [its table](results/attacks/table.md) |
+| Does a model tell who was trained on? | `polypfed bench membership`, [its table](results/membership/table.md) |
+| Does a run of 200 rounds grow? | `polypfed bench soak`, [its table](results/soak/table.md) |
+| Does any parser fall to spoilt input? | `polypfed bench fuzz --count 1000000` |
 """
 
 

@@ -8,8 +8,8 @@ Every case keeps its run in a folder: a checkpoint and an entry of the audit log
 (in two more under "workers", whose memory is added). After each round the resident anonymous memory, which is all but
 mapped files (/proc/PID/smaps_rollup), and the open files (/proc/PID/fd) are read; the least-squares line through the
 rounds behind the first tenth gives MB per 100 rounds. The proportional set size would move with whatever else runs on
-the machine and shares libraries. The goal: at most 1 MB per 100 rounds, and as many open files at the end as after the
-first tenth.
+the machine and shares libraries. The goal: at most 1 MB per 100 rounds and process, and as many open files at the end
+as after the first tenth. A history grows by some 200 bytes a row, here some 20 rows a round.
 
 fedavg, workers, scaffold    5 sites of 100,000 parameters
 he                           3 sites of 20,000 parameters, encrypted
@@ -103,7 +103,8 @@ def soak(case: str, rounds: int) -> dict[str, Any]:
     assert len(memory) == rounds
     assert not history.failures
     assert "audit.jsonl" in kept, kept
-    return {"case": case, "rounds": rounds, **line(memory, files), "memory_mb": [round(m, 2) for m in memory]}
+    found = {"case": case, "rounds": rounds, "processes": 3 if case == "workers" else 1, **line(memory, files)}
+    return found | {"memory_mb": [round(m, 2) for m in memory]}
 
 
 def line(memory: Sequence[float], files: Sequence[int]) -> dict[str, Any]:
@@ -119,17 +120,22 @@ def line(memory: Sequence[float], files: Sequence[int]) -> dict[str, Any]:
 
 def held(row: Mapping[str, Any]) -> bool:
     """Is the goal met?"""
-    return bool(row["mb_per_100"] <= GOAL and row["files_end"] <= row["files_start"])
+    return bool(row["mb_per_100"] <= GOAL * row["processes"] and row["files_end"] <= row["files_start"])
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown; the last row of each case counts."""
-    out = ["| case | rounds | MB per 100 rounds | MB at the end | open files | goal |", "|---|---:|---:|---:|---:|---|"]
-    for r in {r["case"]: r for r in rows}.values():
+    """Markdown; the last row of a case and number of rounds counts."""
+    out = [
+        "| case | processes | rounds | MB per 100 rounds | MB at the end | open files | goal |",
+        "|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for r in {(r["case"], r["rounds"]): r for r in rows}.values():
         files = f"{r['files_start']} to {r['files_end']}, most {r['files_most']}"
         slope = f"{r['mb_per_100']:+.2f} ± {r['error']:.2f}"
         met = "met" if held(r) else "missed"
-        out.append(f"| {r['case']} | {r['rounds']} | {slope} | {r['mb_end']:.0f} | {files} | {met} |")
+        out.append(
+            f"| {r['case']} | {r['processes']} | {r['rounds']} | {slope} | {r['mb_end']:.0f} | {files} | {met} |"
+        )
     last = rows[-1]
     versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
     return "\n".join([*out, "", f"{last['date'][:10]}, {last['cpu']}; {versions}."]) + "\n"

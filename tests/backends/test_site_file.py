@@ -90,3 +90,21 @@ def test_the_client_is_made_when_it_is_first_used(tmp_path: Path) -> None:
     assert delta.tobytes() == expected.tobytes()
     assert later.evaluate(Task(1, "evaluate", {"model": model})).client == "a"
     later.restore(later.state())
+
+
+def test_a_device_may_forget_by_age(tmp_path: Path) -> None:
+    device = '[device]\nframes = "frames"\ntemplate = "t.zip"\n'
+    store = 'store = "samples"\nkey = "samples.key"\n'
+
+    def board(more: str) -> Any:
+        return SiteFile.load(written(tmp_path, GOOD + device + more)).board()
+
+    assert board(store + "keep_samples_days = 90\n").keep_samples_days == 90
+    assert board(store).keep_samples_days == 0
+    for more, words in (
+        (store + "keep_samples_days = -1\n", "device.keep_samples_days"),
+        (store + "keep_samples_days = 1.5\n", "device.keep_samples_days: 1.5 is of the wrong type"),
+        ("keep_samples_days = 9\n", "device.keep_samples_days: needs a store"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            board(more)
