@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from polypfed.backends.local import Local
 from polypfed.core.errors import ConfigError
+from polypfed.detect.widths import PATTERN
 from polypfed.federation import Backend, Federation
 from polypfed.privacy import Ledger, stages
 from polypfed.select.config import from_config
@@ -65,7 +66,7 @@ class Data(_Table):
 class Model(_Table):
     """The detector: one class, built offline from its architecture file."""
 
-    arch: Annotated[str, Field(pattern=r"^yolov5[nsmlx](-0\.[1-9][0-9]?)?$")] = "yolov5n"
+    arch: Annotated[str, Field(pattern=PATTERN)] = "yolov5n"
     image_size: Annotated[int, Field(ge=32, le=1536, multiple_of=32)] = 192
     warm_start: Places | None = None
     init_seed: int = 0

@@ -1,4 +1,4 @@
-"""DetectorClient: a site that trains a YOLOv5 polyp detector on the images it detects badly.
+"""DetectorClient: a site that trains a YOLO polyp detector on the images it detects badly.
 
 A round at a site: score every training image with the received model, let the selector choose, train on what was
 kept, send the difference. What travels is the live float32 state, parameters and BatchNorm statistics; never a moving
@@ -30,13 +30,12 @@ from polypfed.detect import yolo
 from polypfed.detect.detections import Detections
 from polypfed.detect.metrics import DetectionMetrics, detection_metrics, mistakes
 from polypfed.detect.warm import warm_start
-from polypfed.detect.widths import parts
+from polypfed.detect.widths import before_head, parts
 from polypfed.select import Below, Score, Selector, decisions, write_decisions
 from polypfed.strategies.base import Strategy
 
 Optimizer = Literal["SGD", "Adam", "AdamW"]
 _LEAST = 0.001  # confidence from which detections count for average precision
-_LAYERS = 24  # before the detection head
 _COUNT = (1, (int,), "a whole number of at least 1")
 _NONE = (0, (int,), "a whole number of at least 0")
 _RATE = (1e-12, (int, float), "a number above 0")
@@ -55,7 +54,8 @@ class DetectorClient:
         name: the site.
         train: YOLO folder to train on, or several.
         val: YOLO folder to evaluate on; None gives evaluations of weight 0.
-        arch: "yolov5n", "yolov5s", "yolov5m", "yolov5l" or "yolov5x", or a narrower one: "yolov5n-0.75".
+        arch: "yolov5n", "yolov5s", "yolov5m", "yolov5l" or "yolov5x", or a narrower one: "yolov5n-0.75"; "yolov8n" to
+            "yolov8x" and "yolo11n" to "yolo11x" train the same way, but boards take YOLOv5 only.
         imgsz: side of the square the detector sees, a multiple of 32.
         batch: images per step. epochs: passes over the kept images in a round.
         optimizer: "SGD" (Nesterov), "Adam" or "AdamW"; a new one each round.
@@ -111,8 +111,6 @@ class DetectorClient:
                 raise self._wrong(setting, wanted)
         if not self.momentum < 1:
             raise self._wrong("momentum", "below 1")
-        if self.freeze > _LAYERS:
-            raise self._wrong("freeze", f"at most {_LAYERS}, for the rest is the detection head")
         for setting, known in _CHOICES.items():
             if getattr(self, setting) not in known:
                 raise self._wrong(setting, f"one of {', '.join(known)}")
@@ -122,6 +120,8 @@ class DetectorClient:
             parts(self.arch)
         except ConfigError as error:
             raise ConfigError(error.problem, where=f"{self.name}: arch", remedy=error.remedy) from None
+        if self.freeze > before_head(self.arch):
+            raise self._wrong("freeze", f"at most {before_head(self.arch)}, for the rest is the detection head")
         yolo.check_size(self.imgsz)
 
     def initial(self) -> tuple[ModelSpec, Vector]:

@@ -1,6 +1,7 @@
-"""The adapter around ultralytics: build a YOLOv5 detector offline, run it, read its confidences.
+"""The adapter around ultralytics: build a YOLOv5, YOLOv8 or YOLO11 offline, run it, read its confidences.
 
-`yolov5n.yaml` of today's ultralytics is the anchor-free variant: boxes as distributions over 16 bins, one class score.
+All three have the same head, and so the same loss and decoding: boxes as distributions over 16 bins, one class score.
+`yolov5n.yaml` of today's ultralytics is the anchor-free variant too.
 """
 
 import math

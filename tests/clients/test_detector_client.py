@@ -227,7 +227,7 @@ def test_bad_data_names_the_file(root, start, tmp_path):
         ({"lr": float("nan")}, "a: lr"),
         ({"momentum": 1.5}, "a: momentum"),
         ({"optimizer": "sgd"}, "one of SGD, Adam, AdamW"),
-        ({"arch": "yolov8n"}, "a: arch: unknown architecture"),
+        ({"arch": "yolov9n"}, "a: arch: unknown architecture"),
         ({"freeze": True}, "a: freeze"),
         ({"freeze": 99}, "a: freeze"),
     ],

@@ -16,7 +16,7 @@ from polypfed.detect.export.environment import Converter, ExportError, cache
 from polypfed.detect.patch import patch
 from polypfed.detect.quantize import quantize
 from polypfed.detect.template import PRECISIONS, Precision, Template
-from polypfed.detect.widths import narrower
+from polypfed.detect.widths import for_devices, narrower
 
 Format = Literal["tflite", "onnx"]
 _WIDTHS = {16: "yolov5n", 32: "yolov5s", 48: "yolov5m", 64: "yolov5l", 80: "yolov5x"}
@@ -47,6 +47,8 @@ def architecture(spec: ModelSpec) -> str:
     shapes = {p.name: p.shape for p in spec.parts}
     first, deepest = (shapes.get(name, (0,))[0] for name in (_FIRST, _DEEPEST))
     blocks = len({n.split(".")[3] for n in shapes if n.startswith(_BLOCK)})
+    if blocks and "model.6.cv3.conv.weight" not in shapes:  # YOLOv8 and YOLO11 have other blocks of the same names
+        raise LayoutError("this is not the layout of a YOLOv5 detector", where=_BLOCK, remedy="Boards take no other")
     wide = next((w for w in _DEPTHS.get(blocks, ()) if 16 * w >= deepest), None)
     if wide is not None and first:
         return narrower(_WIDTHS[wide], deepest / (16 * wide))
@@ -62,10 +64,12 @@ def find_template(arch: str, imgsz: int, folder: Path | None = None, converter: 
         folder: where templates are kept; by default `templates` in the cache.
 
     Raises:
-        MissingExtraError: there is none, and no converter. ExportError: the conversion failed.
+        ConfigError: boards do not take this architecture. MissingExtraError: there is no template, and no converter.
+        ExportError: the conversion failed.
     """
     path = (folder or cache() / "templates") / f"{arch}-{imgsz}.zip"
     if not path.exists():
+        for_devices(arch)
         path.parent.mkdir(parents=True, exist_ok=True)
         request = {"what": "template", "arch": arch, "imgsz": imgsz, "out": str(path.absolute())}
         (converter or Converter()).run(request)
