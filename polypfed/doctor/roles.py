@@ -74,7 +74,8 @@ def _study(file: Path) -> tuple[Finding, list[str], Path | None]:
         return Finding("study", "error", lines[0] + more, remedy), [], None
     modes: Mapping[str, list[str]] = {"dp": ["dp"], "he": ["he"], "secagg": ["he"], "hybrid": ["he"]}
     carrier = [config.backend.name] if config.backend.name != "local" else []
-    needed = ["yolo", *carrier, *modes.get(config.privacy.mode, [])]
+    trackers = [extra for extra in ("mlflow", "tensorboard", "prometheus") if extra in config.track]
+    needed = ["yolo", *carrier, *modes.get(config.privacy.mode, []), *trackers]
     place = Path(str(config.data.partition)) if config.data.partition is not None else None
     return ok("study", f"{file}: {config.federation.rounds} rounds"), needed, place
 
