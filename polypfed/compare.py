@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from polypfed.clients.base import agreed
 from polypfed.config import Config, describe, federation
 from polypfed.core.errors import CheckpointError, ConfigError, LayoutError, QuorumError
 from polypfed.core.files import write_atomic
-from polypfed.core.settings import whole
+from polypfed.core.settings import flat, whole
 from polypfed.data import Site
 from polypfed.federation import Listener
 from polypfed.report.comparison import Outcome
@@ -23,7 +23,7 @@ from polypfed.strategies.registry import Registry
 
 SETTINGS = "settings.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_FREE = ("strategy", "compare", "backend", "baselines")  # of the config: may differ when a comparison goes on
+_FREE = ("strategy", "compare", "backend", "baselines", "track")  # of the config: may differ when a comparison goes on
 _FREE_ROUNDS = ("rounds", "deadline", "retries", "evaluate", "keep_best")
 
 
@@ -103,7 +103,7 @@ def claim(config: Config, folder: Path, *, resume: bool = False) -> None:
         ConfigError: it holds one already and `resume` is False; or it cannot be written.
         CheckpointError: it was begun with other settings.
     """
-    path, now = folder / SETTINGS, _flat(_fixed(config))
+    path, now = folder / SETTINGS, flat(_fixed(config))
     try:
         if not path.exists():
             write_atomic(path, json.dumps(_fixed(config), indent=1).encode() + b"\n")
@@ -114,7 +114,7 @@ def claim(config: Config, folder: Path, *, resume: bool = False) -> None:
         raise ConfigError(
             "holds a comparison already", where=folder, remedy="Continue it with --resume, or give --directory"
         )
-    before = _flat(_read(path))
+    before = flat(_read(path))
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):
             raise CheckpointError(
@@ -135,13 +135,6 @@ def _fixed(config: Config) -> dict[str, Any]:
     found = {k: v for k, v in describe(config).items() if k not in _FREE}
     found["federation"] = {k: v for k, v in found["federation"].items() if k not in _FREE_ROUNDS}
     return dict(json.loads(json.dumps(found)))
-
-
-def _flat(tables: Mapping[str, Any], head: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tables.items():
-        flat |= _flat(value, f"{head}{key}.") if isinstance(value, Mapping) else {head + key: value}
-    return flat
 
 
 def _unwatched(trial: Trial, sites: int) -> AbstractContextManager[Listener]:
@@ -181,7 +174,8 @@ def _outcome(trial: Trial, sites: dict[str, Site], listen: Listener) -> Outcome:
     if reason := refusal(trial, sites):
         return Outcome(trial.name, trial.seed, settings, "refused", rounds, reason)
     try:
-        history, _ = runs.federate(trial.config, sites, trial.folder, resume=True, listen=listen)
+        called = f"{trial.name}-seed-{trial.seed}"
+        history, _ = runs.federate(trial.config, sites, trial.folder, resume=True, listen=listen, name=called)
     except (QuorumError, LayoutError) as error:
         why = _last_failure(trial.folder) if isinstance(error, QuorumError) else ""
         return Outcome(trial.name, trial.seed, settings, "failed", rounds, error.problem + why)

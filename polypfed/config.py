@@ -19,6 +19,7 @@ from polypfed.privacy import Ledger, stages
 from polypfed.select.config import from_config
 from polypfed.strategies.base import Strategy
 from polypfed.strategies.registry import Registry
+from polypfed.track import TrackSettings
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -162,6 +163,8 @@ class Config(_Table):
     backend: Carrier = Carrier()
     privacy: Privacy = Privacy()
     baselines: Baselines = Baselines()
+    track: dict[str, Any] = field(default_factory=dict)
+    """Where the run's figures go as well; see `polypfed.track.TrackSettings`."""
     compare: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Strategies by the names they go by in `polypfed compare`; the key itself names one that says no `name`."""
 
@@ -206,7 +209,8 @@ def parse(text: str, where: Path, override: Mapping[str, Any] | None = None) -> 
         raise ConfigError(f"is not TOML: {error}", where=where) from None
     except ValidationError as error:
         raise ConfigError("\n".join(_line(where, e) for e in error.errors())) from None
-    for table, build in (("select", from_config), ("strategy", Registry.build)):
+    checks = (("select", from_config), ("strategy", Registry.build), ("track", TrackSettings.from_table))
+    for table, build in checks:
         try:
             build(getattr(config, table))
         except ConfigError as error:
@@ -238,7 +242,9 @@ def _resolved(config: Config, base: Path) -> Config:
     partition, root = _place(data.partition, base, "data.partition"), _place(data.root, base, "data.root")
     warm = _place(config.model.warm_start, base, "model.warm_start")
     found = replace(data, partition=partition, root=root)
-    return replace(config, data=found, model=replace(config.model, warm_start=warm))
+    tracked = asdict(TrackSettings.from_table(config.track, base))
+    track = {key: tracked[key] for key in config.track}
+    return replace(config, data=found, model=replace(config.model, warm_start=warm), track=track)
 
 
 def _place(places: Places | None, base: Path, field_name: str) -> str | None:

@@ -18,16 +18,17 @@ from polypfed.core import checkpoint as checkpoints
 from polypfed.core.errors import ConfigError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
-from polypfed.core.journal import Journal
 from polypfed.core.model import Vector
 from polypfed.core.pack import unpack_inner
 from polypfed.core.rundir import load_model
+from polypfed.core.settings import flat
 from polypfed.data import Site, open_partition, partition, read_yolo
 from polypfed.data.synth import synth
-from polypfed.federation import Event, Listener
+from polypfed.federation import Listener, recorded
 from polypfed.select import All
 from polypfed.select.config import from_config
 from polypfed.strategies.registry import Registry
+from polypfed.track import TrackSettings
 
 Progress = Callable[[int, int], None]
 
@@ -98,32 +99,36 @@ def _builder(config: Config) -> Callable[..., DetectorClient]:
 
 
 def federate(
-    config: Config, sites: dict[str, Site], folder: Path, *, resume: bool = False, listen: Listener | None = None
+    config: Config,
+    sites: dict[str, Site],
+    folder: Path,
+    *,
+    resume: bool = False,
+    listen: Listener | None = None,
+    name: str = "",
 ) -> tuple[History, list[DetectorClient]]:
     """The federated rounds of `config`, kept in `folder`.
 
     Args:
         resume: continue what `folder` holds; start if it holds nothing yet.
+        name: by which trackers know the run; "" is the folder's.
 
     Raises:
         PolypfedError: see `Federation.run`.
     """
     clients = clients_of(config, sites, folder)
-    fed, carrier, rounds = federation(config, clients), backend(config), config.federation.rounds
-    with Journal(folder, rounds) as journal:
-
-        def tell(event: Event) -> None:
-            journal(event)
-            if listen is not None:
-                listen(event)
-
-        if resume and (folder / "run.json").exists():
-            history = fed.resume(folder, rounds, carrier, tell)
-        else:
-            history = fed.run(rounds, carrier, folder, tell)
+    fed = federation(config, clients)
+    tracking = TrackSettings(**config.track).open(name or folder.name, shown(config))
+    history = recorded(fed, config.federation.rounds, backend(config), folder, listen, tracking, resume=resume)
     about = json.loads((folder / "run.json").read_text()) | {"versions": versions(), "config": describe(config)}
     write_atomic(folder / "run.json", json.dumps(about, indent=1).encode() + b"\n")
     return history, clients
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """What trackers may show of a config: its settings without where anything lies."""
+    tables = {k: v for k, v in describe(config).items() if k not in ("data", "compare", "baselines", "track")}
+    return {name: value for name, value in flat(tables).items() if name != "model.warm_start"}
 
 
 def models_of(config: Config, clients: Sequence[DetectorClient], history: History, folder: Path) -> dict[str, Vector]:

@@ -20,6 +20,9 @@ HEAVY = [
     "pydantic",
     "typer",
     "rich",
+    "mlflow",
+    "tensorboard",
+    "prometheus_client",
 ]
 
 NAMES = {

@@ -46,7 +46,8 @@ def test_a_run_from_config_to_report(
     score_by_fingerprint(monkeypatch)
     text = (
         TINY.format(root=root)
-        + f"[federation]\nrounds = 2\n[baselines]\nlocal = true\n[strategy]\n{STRATEGIES[name]}\n"
+        + "[track]\njson = 'run.log'\n[federation]\nrounds = 2\n[baselines]\nlocal = true\n"
+        + f"[strategy]\n{STRATEGIES[name]}\n"
     )
     (tmp_path / "study.toml").write_text(text)
     monkeypatch.setattr(sys, "argv", ["polypfed", "run", str(tmp_path / "study.toml"), "-d", str(tmp_path / "run")])
@@ -54,6 +55,8 @@ def test_a_run_from_config_to_report(
         cli.main()
     assert ended.value.code == 0, capsys.readouterr().err
     run = tmp_path / "run"
+    figures = [line for line in map(json.loads, (tmp_path / "run.log").read_text().splitlines()) if "metric" in line]
+    assert {(f["metric"], f.get("site", ""), f["round"]): f["value"] for f in figures} == rows(run / "history.jsonl")
     _check_models(name, run, configs.load(tmp_path / "study.toml"))
     assert (run / "failures.jsonl").read_text() == ""
     assert len(json.loads((run / "samples" / "samples.json").read_text())) == 6

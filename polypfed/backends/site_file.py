@@ -20,9 +20,11 @@ from polypfed.clients.policy import Policy
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Evaluation, Task, Update
 from polypfed.core.model import ModelSpec, Vector
-from polypfed.core.settings import site_names
+from polypfed.core.settings import flat, site_names
 from polypfed.federation import Federation
+from polypfed.federation.plan import task_config
 from polypfed.privacy.keyring import ROSTER
+from polypfed.track import TrackSettings
 
 KEYS = "keys"
 """Folder of an end's identity and roster, beside its settings."""
@@ -115,6 +117,24 @@ def with_keys(fed: Federation, base: Path) -> Federation:
     """The federation, whose updates must be signed if the server's folder holds a roster."""
     keys = base / KEYS
     return replace(fed, keys=keys) if fed.keys is None and (keys / ROSTER).exists() else fed
+
+
+def tracked(path: Path, table: Mapping[str, Any]) -> TrackSettings:
+    """The table [track] of a server's file.
+
+    Raises:
+        ConfigError: naming the file and the setting.
+    """
+    try:
+        return TrackSettings.from_table(table, path.parent)
+    except ConfigError as error:
+        raise ConfigError(error.problem, where=f"{path}: [track] {error.where}", remedy=error.remedy) from None
+
+
+def about(fed: Federation, rounds: int) -> dict[str, Any]:
+    """What trackers show of a federation's settings."""
+    chosen = {name: getattr(fed, name) for name in ("seed", "quorum", "per_round", "evaluate")}
+    return flat({**task_config(fed), "rounds": rounds, **chosen})
 
 
 class Later:

@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from polypfed.cli.codes import Code
 from polypfed.cli.show import console
 from polypfed.core import audit as logs
-from polypfed.core.errors import AuditError, ConfigError
+from polypfed.core.errors import ConfigError, PolypfedError
 
 app = typer.Typer(help="The audit log of a run or a site.", no_args_is_help=True, rich_markup_mode=None)
 Log = Annotated[Path, typer.Argument(help="Folder of a run or of a site's state, or the log itself.")]
@@ -42,20 +43,20 @@ def verify(
     roster: Annotated[Path | None, typer.Option(help="roster.json: the head must be signed.")] = None,
     name: Annotated[str, typer.Option(help="Whose log it is, in the roster.")] = "",
 ) -> None:
-    """Check every line, the head, and heads that others keep. Exit codes: 0 whole, 1 damaged, 2 cannot be checked."""
-    path = _path(log)
-    verifier = _verifier(roster, name) if roster is not None else None
+    """Check every line, the head, and heads that others keep. Exit codes: 0 whole, 1 damaged, 4 cannot be checked."""
     try:
+        path = _path(log)
+        verifier = _verifier(roster, name) if roster is not None else None
         pins = [pin for other in against or [] for pin in logs.heads_in(_path(other))]
         folder = run or (log if log.is_dir() and (log / "checkpoint").is_dir() else None)
         pins += _pinned(folder) if folder is not None else []
-    except AuditError as error:
-        console.print(f"the other log cannot be read: {error}", markup=False)
-        raise typer.Exit(2) from None
+    except PolypfedError as error:
+        typer.echo(f"polypfed: the log cannot be checked: {error}", err=True)
+        raise typer.Exit(Code.UNCHECKED) from None
     found = logs.verify(path, pins, verifier)
     if not found.good:
         console.print(f"{path}: line {found.line}: {found.problem}", markup=False)
-        raise typer.Exit(1)
+        raise typer.Exit(Code.ERROR)
     signed = "signed" if found.signed else "the signature was not checked"
     console.print(f"{path}: {found.head.count} lines, whole; {signed}; {len(pins)} heads from elsewhere", markup=False)
     if found.unsealed:

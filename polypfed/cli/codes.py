@@ -23,6 +23,8 @@ class Code(IntEnum):
     """Wrong usage: an unknown command, option or value."""
     QUORUM = 3
     """A round missed its quorum; the same command with --resume goes on."""
+    UNCHECKED = 4
+    """`audit verify` could not check the log: it, or what it was to be compared with, is missing or unreadable."""
     STOPPED = 130
     """Stopped by Ctrl-C; a run goes on with --resume."""
     TERMINATED = 143

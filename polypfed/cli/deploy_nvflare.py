@@ -2,12 +2,14 @@
 
 import json
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from polypfed.cli.show import cells, console
+from polypfed.core.errors import DataError
 
 app = typer.Typer(help="A provisioned NVFlare deployment.", no_args_is_help=True, rich_markup_mode=None)
 Kit = Annotated[Path, typer.Argument(help="The administrator's start-up kit.")]
@@ -71,13 +73,37 @@ def run(
     """Submit the run, watch it to its end, fetch its result."""
     from polypfed.backends.nvflare import operate
 
+    def tell(line: str) -> None:
+        console.print(line, markup=False)
+
     outcome = operate.conduct(
-        kit, name, rounds=rounds, into=directory, patience=patience, tell=lambda line: console.print(line, markup=False)
+        kit, name, rounds=rounds, into=directory, patience=patience, tell=tell, more=_rounds(kit, name)
     )
     model = outcome.result["sha256"] or "at the sites"
     console.print(f"Complete: {outcome.result['rounds']} rounds, model {model}", markup=False)
     _across(outcome.folder)
     console.print(f"Result: {outcome.folder}", markup=False)
+
+
+def _rounds(kit: Path, name: str) -> Callable[[], Iterator[str]]:
+    """Each round as it begins, where the server's kit lies beside the administrator's; elsewhere nothing."""
+    from polypfed.report.watch import look, place_of
+
+    servers = [path.parents[1] for path in kit.resolve().parent.glob("*/startup/fed_server.json")]
+    said = 0
+
+    def more() -> Iterator[str]:
+        nonlocal said
+        for server in servers:
+            try:
+                now = look(place_of(server).parent / name)
+            except DataError:  # the job's own result says what became of it
+                continue
+            if now.status == "running" and now.round > said:
+                said = now.round
+                yield f"round {now.round} of {now.rounds}" + (f", {len(now.refused)} refused" if now.refused else "")
+
+    return more
 
 
 def _across(folder: Path) -> None:

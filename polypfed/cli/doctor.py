@@ -27,7 +27,8 @@ class Role(StrEnum):
 def doctor(
     role: Annotated[Role, typer.Argument(help="Who asks; each role needs other things.")] = Role.researcher,
     file: Annotated[
-        Path | None, typer.Argument(help="The study's TOML file, site.toml, or the folder server/.", show_default=False)
+        Path | None,
+        typer.Argument(help="A study's TOML file, site.toml, server/, or an NVFlare kit.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     directory: Annotated[Path, typer.Option("--directory", "-d", help="Of runs, or of samples.")] = Path("runs"),

@@ -19,6 +19,7 @@ polypfed compare study.toml --strategies fedavg,scaffold --target 0.5""",
 polypfed doctor researcher study.toml   # the study, its data, its extras
 polypfed doctor site site.toml          # certificate, key, clock, data
 polypfed doctor server server/          # certificates, port, sites
+polypfed doctor site fed/kits/north     # a start-up kit of NVFlare's
 polypfed doctor device --delegate /usr/lib/libvx_delegate.so
 polypfed doctor --json""",
     "export": """polypfed export yolov5n --image-size 320 --install-converter

@@ -7,9 +7,11 @@ under way. Nothing reads it to go on, and a journal that cannot be written does 
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from polypfed.core.history import Row
 from polypfed.core.messages import Failure, Reply, Update, one_line
 from polypfed.core.model import nbytes
 
@@ -28,6 +30,10 @@ class Happening(Protocol):
     def site(self) -> str: ...
     @property
     def reply(self) -> Reply | None: ...
+    @property
+    def rows(self) -> Sequence[Row]: ...
+    @property
+    def run(self) -> str: ...
 
 
 class Journal:

@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -60,3 +61,15 @@ def site_names(names: Sequence[object]) -> None:
             raise ConfigError(f"{name!r} cannot name a site", where="clients", remedy=f"Use {_SITE.pattern}")
     if len(set(names)) < len(names):
         raise ConfigError("two sites share a name", where="clients", remedy="Rename one")
+
+
+def flat(tables: Mapping[str, Any], head: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name.
+
+    >>> flat({"strategy": {"name": "fedprox", "mu": 0.1}, "seed": 0})
+    {'strategy.name': 'fedprox', 'strategy.mu': 0.1, 'seed': 0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        found |= flat(value, f"{head}{key}.") if isinstance(value, Mapping) else {f"{head}{key}": value}
+    return found

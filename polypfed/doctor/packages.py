@@ -17,6 +17,9 @@ EXTRAS = {
     "release": ("tuf", "securesystemslib"),
     "dp": ("dp_accounting",),
     "fast": ("numba",),
+    "mlflow": ("mlflow",),
+    "tensorboard": ("tensorboard",),
+    "prometheus": ("prometheus_client",),
 }
 Find = Callable[[str], bool]
 Version = Callable[[str], str | None]

@@ -10,8 +10,10 @@ from polypfed import config as configs
 from polypfed.backends.site_file import SiteFile
 from polypfed.core.errors import PolypfedError
 from polypfed.doctor import data, device, keys, machine, net, packages, rundirs, tls
+from polypfed.doctor import kit as kits
 from polypfed.doctor.finding import Finding, guarded, ok
 
+_KIT_FILE = Path("local") / "polypfed.toml"
 _NEW_SITE = "Ask the server's owner for the new ca.crt"
 _NEW_SERVER = "Sign a new one with ca/ and put it into server/; see docs/deploy-flower.md"
 
@@ -21,7 +23,8 @@ class Asked:
     """What to look at.
 
     Attributes:
-        file: a study's TOML (researcher), site.toml (site), or the folder server/ (server).
+        file: a study's TOML (researcher), site.toml (site), or the folder server/ (server). A site or a server may name
+            a start-up kit of NVFlare's; an administrator asks as a site does.
         directory: where runs, or a board's samples, are kept.
         delegate: of a board, as for --delegate.
         need: extras that are needed beside those of the role.
@@ -74,12 +77,15 @@ def _study(file: Path) -> tuple[Finding, list[str], Path | None]:
         return Finding("study", "error", lines[0] + more, remedy), [], None
     modes: Mapping[str, list[str]] = {"dp": ["dp"], "he": ["he"], "secagg": ["he"], "hybrid": ["he"]}
     carrier = [config.backend.name] if config.backend.name != "local" else []
-    needed = ["yolo", *carrier, *modes.get(config.privacy.mode, [])]
+    trackers = [extra for extra in ("mlflow", "tensorboard", "prometheus") if extra in config.track]
+    needed = ["yolo", *carrier, *modes.get(config.privacy.mode, []), *trackers]
     place = Path(str(config.data.partition)) if config.data.partition is not None else None
     return ok("study", f"{file}: {config.federation.rounds} rounds"), needed, place
 
 
 def _site(asked: Asked) -> Iterator[Finding]:
+    if kits.is_kit(asked.file):
+        return _guarded_kit(asked)
     file = asked.file or Path("site.toml")
     return guarded("site.toml", lambda: _site_of(file, asked), "polypfed init site writes one")
 
@@ -110,6 +116,9 @@ def _site_of(file: Path, asked: Asked) -> Iterator[Finding]:
 
 
 def _server(asked: Asked) -> Iterator[Finding]:
+    if kits.is_kit(asked.file):
+        yield from _guarded_kit(asked)
+        return
     folder = asked.file or Path()
     settings = folder / "server.toml"
     if not settings.is_file():
@@ -134,6 +143,52 @@ def _server(asked: Asked) -> Iterator[Finding]:
     yield from rundirs.lock(run)
     yield from rundirs.checkpoint(run)
     yield from keys.keys(run / "keys")
+
+
+def _guarded_kit(asked: Asked) -> Iterator[Finding]:
+    kit = asked.file or Path()
+    return guarded("start-up kit", lambda: _kit(kit, asked), "polypfed deploy nvflare makes one")
+
+
+def _kit(kit: Path, asked: Asked) -> Iterator[Finding]:
+    """A start-up kit of NVFlare's: of a site, a server or an administrator."""
+    kind = kits.kind(kit)
+    yield ok("kind of kit", f"of {kits.KINDS[kind]}")
+    yield machine.disk(kit)
+    witnesses = machine.installed()
+    site = SiteFile.load(kit / _KIT_FILE) if kind == "fed_client.json" else None
+    yolo = site is not None and site.client.startswith("polypfed.remote")
+    yield from packages.extras(["nvflare", *(["yolo"] if yolo else []), *asked.need])
+    if packages.here("cryptography"):
+        yield from kits.certificates(kit)
+        yield from kits.signature(kit)
+        witnesses |= _signed(kits.own_certificate(kit))
+        yield from keys.keys(kit / "local" / "keys", None if site is None else site.name)
+        yield from kits.fitted(kit)
+    yield machine.clock(witnesses)
+    yield from kits.network(kit)
+    if site is not None:
+        yield ok("polypfed.toml", f"site {site.name}")
+        place = site.settings.get("data")
+        if isinstance(place, str) and not asked.quick:
+            yield from data.dataset(site.path.parent / place)
+        if yolo and not asked.quick:
+            yield from packages.detector()
+    elif kind == "fed_server.json":
+        yield from _kit_server(kit)
+
+
+def _kit_server(kit: Path) -> Iterator[Finding]:
+    settings = kit / _KIT_FILE
+    if not packages.here("nvflare"):
+        return
+    from polypfed.backends.nvflare.controller import ServerFile
+
+    file = ServerFile.load(settings)
+    yield ok("polypfed.toml", f"{len(file.sites) or 'all'} sites")
+    for run in sorted(p.parent for p in file.directory.glob("*/run.json")):
+        yield from rundirs.lock(run)
+        yield from rundirs.checkpoint(run)
 
 
 def _registered(folder: Path) -> Iterator[Finding]:

@@ -31,7 +31,9 @@ def certificate(path: Path, remedy: str, now: float | None = None) -> Finding:
     return ok(what, detail) if left >= SOON_DAYS else Finding(what, "note", detail, remedy)
 
 
-def issued(path: Path, authority: Path) -> Finding:
+def issued(
+    path: Path, authority: Path, remedy: str = "Put the ca.crt that signed it beside it, or have a new one signed"
+) -> Finding:
     """A certificate was signed by this authority."""
     what = f"{path.name} by {authority.name}"
     exceptions: Any = require("cryptography.exceptions", extra="flower")
@@ -39,8 +41,22 @@ def issued(path: Path, authority: Path) -> Finding:
         load(path).verify_directly_issued_by(load(authority))
     except (ConfigError, ValueError, TypeError, exceptions.InvalidSignature) as error:
         detail = f"{path} was not signed by {authority} ({error or 'signature'})"
-        return Finding(what, "error", detail, "Put the ca.crt that signed it beside it, or have a new one signed")
+        return Finding(what, "error", detail, remedy)
     return ok(what, "signed by it")
+
+
+def names(path: Path, host: str, remedy: str) -> Finding:
+    """A certificate is for the name under which its server is dialled."""
+    x509: Any = require("cryptography.x509", extra="flower")
+    what = f"names in {path.name}"
+    try:
+        found = load(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        known = [str(name.value) for name in found]
+    except (ConfigError, x509.ExtensionNotFound):
+        known = []
+    if host in known:
+        return ok(what, host)
+    return Finding(what, "error", f"is for {', '.join(known) or 'nobody'}, sites dial {host}", remedy)
 
 
 def secret(path: Path) -> Iterator[Finding]:

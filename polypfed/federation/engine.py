@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class Engine:
         self.verify: Callable[[Update], None] | None = None
         self.strategy = Registry.describe(fed.strategy)
         self.now: Checkpoint
+        self._told = 0  # rows of the history that listeners have
         self._stack = ExitStack()
 
     def __enter__(self) -> "Engine":
@@ -96,7 +97,7 @@ class Engine:
     def tell(self, event: Event) -> None:
         """To the audit log, then to whoever listens."""
         self.witness.saw(event)
-        self._listen(event)
+        self._listen(replace(event, run=self.now.run))
 
     @property
     def least(self) -> int:
@@ -144,6 +145,7 @@ class Engine:
                     remedy="Resume with the settings the run began with",
                 )
         self.witness.open("resume", skipped=checkpoints.skipped(self.folder.path / "checkpoint", self.now.round))
+        self._tell_rows("resumed")
         if self.now.flight.get("unscored"):
             self._evaluate({})
 
@@ -366,7 +368,11 @@ class Engine:
         self._save()
         if self.folder:  # the run may be long; a checkpoint costs more than this
             give_back()
-        self.tell(Event("saved", self.now.round))
+        self._tell_rows("saved")
+
+    def _tell_rows(self, kind: Literal["resumed", "saved"]) -> None:
+        fresh, self._told = tuple(self.history.rows[self._told :]), len(self.history.rows)
+        self.tell(Event(kind, self.now.round, rows=fresh))
 
 
 def _may_wait(fed: "Federation") -> bool:

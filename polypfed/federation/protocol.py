@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from polypfed.clients.base import Client
+from polypfed.core.history import Row
 from polypfed.core.messages import Reply, Task
 
 
@@ -40,12 +41,21 @@ class Host(Protocol):
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened: "round" begins, a "fit" or "evaluate" reply came, a round was "abandoned" or "saved"."""
+    """Something happened: "round" begins, a "fit" or "evaluate" reply came, a round was "abandoned" or "saved".
 
-    kind: Literal["round", "fit", "evaluate", "abandoned", "saved"]
+    "resumed" comes first where a run goes on, with all that it has recorded before.
+
+    Attributes:
+        rows: of the history: those that are new, once they are safe on the disk ("saved", "resumed").
+        run: which run it is of, as its checkpoint knows it.
+    """
+
+    kind: Literal["resumed", "round", "fit", "evaluate", "abandoned", "saved"]
     round: int
     site: str = ""
     reply: Reply | None = None
+    rows: Sequence[Row] = ()
+    run: str = ""
 
 
 Listener = Callable[[Event], None]

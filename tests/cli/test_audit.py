@@ -50,7 +50,14 @@ def test_a_cut_log_is_found_by_the_checkpoint_and_by_a_site(run: Path, tmp_path:
     assert "line 3" in said("audit", "verify", path, "--run", run, code=1)
     assert "line 3" in said("audit", "verify", path, "--against", run / "sites" / "site-02", code=1)
     (tmp_path / "other.jsonl").write_text("rubbish\n")
-    said("audit", "verify", path, "--against", tmp_path / "other.jsonl", code=2)
+    for unchecked in (
+        (path, "--against", tmp_path / "other.jsonl"),
+        (path, "--run", tmp_path / "no-run"),
+        (path, "--roster", tmp_path / "no-roster.json"),
+        (tmp_path / "no-log.jsonl",),
+    ):
+        assert "cannot be checked" in said("audit", "verify", *unchecked, code=4)
+    said("audit", "verify", path, "--no-such-option", code=2)
 
 
 def test_exports_say_what_is_in_the_log_and_whether_it_is_whole(run: Path, tmp_path: Path) -> None:

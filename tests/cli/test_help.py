@@ -95,9 +95,12 @@ def test_exit_codes() -> None:
         "ERROR": 1,
         "USAGE": 2,
         "QUORUM": 3,
+        "UNCHECKED": 4,
         "STOPPED": 130,
         "TERMINATED": 143,
     }
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "command-line.md").read_text()
+    assert re.findall(r"^\| (\d+) \| `(\w+)` \|", page, re.MULTILINE) == [(str(c.value), c.name) for c in Code]
     assert [Code.of(e) for e in (ConfigError("x"), QuorumError("x"), KeyboardInterrupt())] == [1, 3, 130]
 
 

@@ -55,10 +55,8 @@ def test_it_names_every_setting() -> None:
 
 
 def tables(kind: Any) -> Iterator[tuple[str, set[str]]]:
-    hints = {
-        f.name: configs.__dict__.get({"federation": "Rounds", "backend": "Carrier"}.get(f.name, f.name.title()))
-        for f in fields(kind)
-    }
+    called = {"federation": "Rounds", "backend": "Carrier", "track": "TrackSettings"}
+    hints = {f.name: configs.__dict__.get(called.get(f.name, f.name.title())) for f in fields(kind)}
     for name, found in hints.items():
         if is_dataclass(found):
             yield name, {f.name for f in fields(found)} - {"synth"}

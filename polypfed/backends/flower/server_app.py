@@ -20,17 +20,26 @@ from flwr.serverapp import Grid, ServerApp
 
 from polypfed.backends.flower.pairs import InPairs
 from polypfed.backends.flower.roll import Roll, read_keys
-from polypfed.backends.site_file import call, read, with_keys
+from polypfed.backends.site_file import about, call, read, tracked, with_keys
 from polypfed.core.errors import BackendError, ConfigError, PolypfedError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
 from polypfed.core.rundir import RunDirectory
-from polypfed.federation import Event, Federation
+from polypfed.federation import Event, Federation, recorded
+from polypfed.track import TrackSettings
 
 log = logging.getLogger("polypfed.flower.server")
 app = ServerApp()
 AT_SITES = "model.safetensors below each site's state; this server has seen none"
-_TYPES = {"federation": str, "directory": str, "sites": str, "wait": int, "patience": int, "settings": dict}
+_TYPES = {
+    "federation": str,
+    "directory": str,
+    "sites": str,
+    "wait": int,
+    "patience": int,
+    "settings": dict,
+    "track": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ class ServerFile:
         sites: folder of the sites' public keys, one NAME.pub each.
         wait: seconds to wait for all sites when the run starts.
         patience: seconds to wait, in each exchange, for as many sites as the quorum asks.
+        track: where the run's figures go as well.
     """
 
     path: Path
@@ -53,6 +63,7 @@ class ServerFile:
     wait: float = 120.0
     patience: float = 120.0
     settings: dict[str, Any] = field(default_factory=dict)
+    track: TrackSettings = field(default_factory=TrackSettings)
 
     @classmethod
     def load(cls, path: str | Path) -> "ServerFile":
@@ -64,7 +75,8 @@ class ServerFile:
         path = Path(path).absolute()
         table = read(path, _TYPES, ("federation",))
         places = {k: path.parent / table.pop(k, default) for k, default in (("directory", "run"), ("sites", "sites"))}
-        return cls(path, **places, **table)
+        track = tracked(path, table.pop("track", {}))
+        return cls(path, **places, track=track, **table)
 
 
 @app.main()
@@ -105,13 +117,12 @@ def conduct(grid: Grid, file: ServerFile) -> History:
     online = roll.wait(len(keys), file.wait)
     log.info("%d of %d sites are online: %s", len(online), len(keys), ", ".join(sorted(online)))
     backend = InPairs(grid, list(keys), lambda: roll.within(min(file.patience, fed.deadline)), apart=True)
+    tracking = file.track.open(file.directory.name, about(fed, rounds))
     until_free(file.directory)
     begun = (file.directory / "run.json").exists()
     log.info("%s the run in %s", "resuming" if begun else "beginning", file.directory)
     try:
-        if begun:
-            return fed.resume(file.directory, rounds, backend, _tell)
-        return fed.run(rounds, backend, file.directory, _tell)
+        return recorded(fed, rounds, backend, file.directory, _tell, tracking)
     except httpx.HTTPError as error:
         remedy = "Start the SuperLink again, and run again: the run goes on after its last saved round"
         raise BackendError(f"the SuperLink was lost ({error})", where=file.directory, remedy=remedy) from error

@@ -18,19 +18,20 @@ from nvflare.apis.signal import Signal
 
 from polypfed.backends.nvflare.exchange import ExchangeController, names_of
 from polypfed.backends.nvflare.payload import Layout
-from polypfed.backends.site_file import call, read, with_keys
+from polypfed.backends.site_file import about, call, read, tracked, with_keys
 from polypfed.core.errors import ConfigError, PolypfedError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
 from polypfed.core.messages import Reply, Task
 from polypfed.core.settings import site_names
-from polypfed.federation import Event, Federation
+from polypfed.federation import Event, Federation, recorded
+from polypfed.track import TrackSettings
 
 log = logging.getLogger(__name__)
 SERVER_FILE = "polypfed.toml"
 """The server's own settings, in the folder `local/` of its kit."""
 
-_TYPES = {"federation": str, "directory": str, "sites": list, "patience": int, "settings": dict}
+_TYPES = {"federation": str, "directory": str, "sites": list, "patience": int, "settings": dict, "track": dict}
 _RESULTS = ("result.json", "model.safetensors", "history.jsonl", "failures.jsonl", "run.json")
 
 
@@ -44,6 +45,7 @@ class ServerFile:
         directory: folder of the runs, one below it per run.
         sites: who takes part; empty takes those that the job starts with.
         patience: seconds without a sign of a site after which its round is lost.
+        track: where the runs' figures go as well.
     """
 
     path: Path
@@ -52,6 +54,7 @@ class ServerFile:
     sites: Sequence[str] = ()
     patience: float = 30.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    track: TrackSettings = field(default_factory=TrackSettings)
 
     @classmethod
     def load(cls, path: Path) -> "ServerFile":
@@ -62,7 +65,8 @@ class ServerFile:
         """
         table = read(path, _TYPES, ("federation",))
         site_names(table.get("sites", []))
-        return cls(path, **table | {"directory": path.parent / table.get("directory", "../runs")})
+        places = {"directory": path.parent / table.get("directory", "../runs")}
+        return cls(path, **table | places | {"track": tracked(path, table.get("track", {}))})
 
 
 class PolypController(ExchangeController):
@@ -126,11 +130,10 @@ class PolypController(ExchangeController):
         fed = with_keys(fed, file.path.parent)
         self._patience = file.patience
         backend, rounds = _Sites(self, fed, sites, abort, fl_ctx), self.rounds or rounds
+        tracking = file.track.open(self.run, about(fed, rounds))
         begun = (folder / "run.json").exists()
         log.info("%s the run in %s with %s", "resuming" if begun else "beginning", folder, ", ".join(sites))
-        if begun:
-            return fed.resume(folder, rounds, backend, _tell)
-        return fed.run(rounds, backend, folder, _tell)
+        return recorded(fed, rounds, backend, folder, _tell, tracking)
 
 
 class _Sites:

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,7 @@ def conduct(
     into: str | Path | None = None,
     patience: float = 60.0,
     tell: Callable[[str], None] = log.info,
+    more: Callable[[], Iterable[str]] = tuple,
 ) -> Outcome:
     """Submit the run as a job, watch it to its end and fetch its result. A run begun earlier is resumed.
 
@@ -79,6 +80,7 @@ def conduct(
         rounds: server rounds; 0 leaves them to the server's settings.
         into: where the result is put; None is `results` in the kit.
         patience: seconds to wait for the server and for all of its sites.
+        tell: gets a line for each state of the job. more: asked every second for further lines.
 
     Raises:
         QuorumError, ConfigError: see `Federation.run`. BackendError: the job ended without a result of ours.
@@ -86,7 +88,7 @@ def conduct(
     with session(kit, patience) as opened:
         job = submit(opened, Path(kit), run, rounds)
         tell(f"job {job}: submitted")
-        meta = watch(opened, job, tell)
+        meta = watch(opened, job, tell, more)
         folder = fetch(opened, job, Path(into) if into is not None else Path(kit).absolute() / "results")
     place = folder / "workspace" / "polypfed"
     if not (place / "result.json").exists():
@@ -116,7 +118,9 @@ def submit(opened: Any, kit: Path, run: str, rounds: int = 0) -> str:
         return str(opened.submit_job(str(jobs / run)))
 
 
-def watch(opened: Any, job: str, tell: Callable[[str], None] = log.info) -> dict[str, Any]:
+def watch(
+    opened: Any, job: str, tell: Callable[[str], None] = log.info, more: Callable[[], Iterable[str]] = tuple
+) -> dict[str, Any]:
     """Wait until the job has ended; NVFlare's own account of it."""
     last = ""
     while True:
@@ -125,6 +129,8 @@ def watch(opened: Any, job: str, tell: Callable[[str], None] = log.info) -> dict
         if status != last:
             tell(f"job {job}: {status}")
             last = status
+        for line in more():
+            tell(line)
         if status.startswith("FINISHED"):
             return meta
         time.sleep(_POLL)

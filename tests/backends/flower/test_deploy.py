@@ -220,3 +220,14 @@ def test_a_dry_run_finds_an_expired_authority_and_a_failing_client(folder: Path)
     (site / "site.toml").write_text(text.replace("[settings]", '[settings]\nact = "nonsense"\nwhen = 1'))
     assert dry_run(site / "site.toml").good  # it has no such act, so it trains
     (site / "site.toml").write_text(text)
+
+
+def test_the_server_names_its_trackers(folder: Path, tmp_path: Path) -> None:
+    text = (folder / "server/server.toml").read_text()
+    path = tmp_path / "server.toml"
+    path.write_text(text + '\n[track]\njson = "run.log"\nprometheus = 9464\n')
+    track = ServerFile.load(path).track
+    assert (track.json, track.prometheus, track.mlflow) == (str(tmp_path / "run.log"), 9464, "")
+    path.write_text(text + "\n[track]\nprometheus = 0.5\n")
+    with pytest.raises(ConfigError, match=r"server.toml: \[track\] prometheus: 0.5 is not of type int"):
+        ServerFile.load(path)

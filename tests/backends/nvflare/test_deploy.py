@@ -13,10 +13,15 @@ from typer.testing import CliRunner
 
 from polypfed.backends.nvflare import deploy, operate
 from polypfed.backends.nvflare import kit as kits
+from polypfed.backends.nvflare.controller import ServerFile
 from polypfed.backends.nvflare.kit import CLASSES, expiry, fit_kit, validity
 from polypfed.backends.site_file import SiteFile
 from polypfed.cli import deploy_nvflare
 from polypfed.core.errors import BackendError, ConfigError, QuorumError
+from polypfed.core.journal import Journal
+from polypfed.core.messages import Failure
+from polypfed.core.rundir import RunDirectory
+from polypfed.federation import Event
 from polypfed.privacy.keyring import open_keys
 
 ADMIN = "admin@polypfed.org"
@@ -178,3 +183,29 @@ def test_a_result_is_judged_by_our_own_mark() -> None:
     for name, kind in (("QuorumError", QuorumError), ("ConfigError", ConfigError), ("Other", BackendError)):
         with pytest.raises(kind, match="why"):
             operate.judged({"status": "failed", "error": name, "detail": "why"})
+
+
+def test_the_server_names_its_trackers(folder: Path, tmp_path: Path) -> None:
+    text = (folder / "kits/localhost/local/polypfed.toml").read_text()
+    path = tmp_path / "server.toml"
+    path.write_text(text + '\n[track]\njson = "run.log"\nprometheus = 9464\n')
+    track = ServerFile.load(path).track
+    assert (track.json, track.prometheus, track.mlflow) == (str(tmp_path / "run.log"), 9464, "")
+    path.write_text(text + "\n[track]\nprometheus = 0.5\n")
+    with pytest.raises(ConfigError, match=r"server.toml: \[track\] prometheus: 0.5 is not of type int"):
+        ServerFile.load(path)
+
+
+def test_rounds_are_said_where_the_server_is_on_this_machine(folder: Path) -> None:
+    run = folder / "kits" / "localhost" / "runs" / "study"
+    more = deploy_nvflare._rounds(folder / "kits" / ADMIN, "study")
+    assert list(more()) == []
+    run.mkdir(parents=True)
+    with RunDirectory(run), Journal(run, 3) as journal:
+        journal(Event("round", 1))
+        assert list(more()) == ["round 1 of 3"]
+        assert list(more()) == []
+        journal(Event("fit", 1, "north", Failure("north", 1, "norm", "too long")))
+        journal(Event("round", 2))
+        assert list(more()) == ["round 2 of 3, 1 refused"]
+    assert list(deploy_nvflare._rounds(folder, "study")()) == []

@@ -1,5 +1,6 @@
 """A SuperLink with TLS and node authentication, and three SuperNodes, all real, on the loopback interface."""
 
+import json
 import os
 import socket
 import subprocess
@@ -69,6 +70,7 @@ def test_a_node_under_another_name_is_refused_and_the_others_go_on(deployment: D
     """The key is a's; the node's own file says b."""
     deployment.edit("server/server.toml", 'directory = "second"', 'directory = "third"')
     deployment.edit("sites/a/site.toml", 'name = "a"', 'name = "b"')
+    deployment.edit("server/server.toml", "[settings]", '[track]\njson = "run.log"\n\n[settings]')
     process = deployment.start("server", "run.sh")
     assert process.wait(120) == 0
     said = deployment.log("server", "run.sh")
@@ -79,6 +81,9 @@ def test_a_node_under_another_name_is_refused_and_the_others_go_on(deployment: D
     assert [(f["client"], f["reason"]) for f in seen.refused] == [("a", "unknown-client")]
     assert [s.doing for s in seen.sites] == ["update refused: unknown-client", *2 * ["trained round 1"]]
     assert all(s.heard is not None for s in seen.sites)
+    log = [json.loads(line) for line in (deployment.server / "run.log").read_text().splitlines()]
+    accepted = [line["value"] for line in log if line.get("metric") == "accepted"]
+    assert accepted == [deployment.accepted()[1]] == [2]
     deployment.edit("sites/a/site.toml", 'name = "b"', 'name = "a"')
 
 

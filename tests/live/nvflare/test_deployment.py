@@ -208,13 +208,14 @@ def test_a_training_process_is_killed_and_the_round_goes_on(deployment: Deployme
         os.kill(child, signal.SIGKILL)
 
     try:
-        code, _, errors = during(deployment, "childless", "site-2", kill)
+        code, said, errors = during(deployment, "childless", "site-2", kill)
     finally:
         (local / "polypfed.toml").write_text(before)
     assert code == 0, errors
     assert deployment.accepted("childless") == {1: 2, 2: 1, 3: 2}
     failures = [(f["client"], f["round"], f["reason"]) for f in deployment.lines("failures.jsonl", "childless")]
     assert failures == [("site-2", 2, "lost")]
+    assert "round 2 of 3" in said
     seen = look(place_of(deployment.folder))
     assert (seen.status, seen.round, seen.rounds) == ("complete", 3, 3)
     assert [s.refused for s in seen.sites] == [0, 1]
