@@ -1,6 +1,6 @@
 """A deployment over TLS behind a proxy that makes trouble: the same model, that without what was lost, or an error.
 
-`python benchmarks/chaos.py` takes more seeds. Under TLS a repeated, displaced or missing byte is a broken connection.
+`python benchmarks/chaos.py flower` takes more seeds. Under TLS a repeated, displaced or missing byte ends a connection.
 """
 
 import os
