@@ -6,10 +6,24 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
+
+from polypfed.core import audit
 
 FAULTS = ("delay", "cut", "truncate", "duplicate", "reorder")
 _CHUNK = 1 << 14
 _LONGEST = 1.0  # seconds of a delay
+
+
+def missing(log: Path) -> Counter[tuple[str, int]]:
+    """Who did not count in the attempt of a round that was completed, by a server's audit log."""
+    found = dict[int, set[str]]()
+    for entry in audit.entries(log):
+        if entry["event"] == "round":  # begins, or begins anew
+            found[entry["round"]] = set()
+        elif entry["event"] == "failure":
+            found.setdefault(entry["round"], set()).add(entry["actor"])
+    return Counter((name, number) for number, names in found.items() for name in names)
 
 
 class Chaos:

@@ -13,8 +13,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from polypfed.core import audit
-from tests.live.chaos import FAULTS, Chaos
+from tests.live.chaos import FAULTS, Chaos, missing
 from tests.live.flower import study
 from tests.live.flower.processes import Deployment
 from tests.problems import bits, without
@@ -65,22 +64,12 @@ class Troubled:
     def _judged(self, result: dict[str, Any]) -> str:
         if result["status"] == "failed":
             return "failed" if result["code"] and result["error"].endswith("Error") else "untyped"
-        lost = self._missing()
+        lost = missing(self.deployment.directory / "audit.jsonl")
         settings = study.settings(STRATEGY, quorum=2)
         expected = without(lost, ROUNDS, study.clients(NAMES), **settings)
         if result["sha256"] != sha256(bits(expected)).hexdigest() or result["code"]:
             return "other model"
         return "without" if lost else "same"
-
-    def _missing(self) -> Counter[tuple[str, int]]:
-        """Who did not count in the attempt of a round that was completed, by the server's log."""
-        missing = dict[int, set[str]]()
-        for entry in audit.entries(self.deployment.directory / "audit.jsonl"):
-            if entry["event"] == "round":  # begins, or begins anew
-                missing[entry["round"]] = set()
-            elif entry["event"] == "failure":
-                missing[entry["round"]].add(entry["actor"])
-        return Counter((name, number) for number, names in missing.items() for name in names)
 
 
 if __name__ == "__main__":
