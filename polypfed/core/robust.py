@@ -152,7 +152,7 @@ class GeometricMedian:
         z = the median of each value ;   T times  b_i = w_i / max(nu, |D_i - z|) ,  z <- sum b_i D_i / sum b_i
 
     Args:
-        weights: "uniform", or as in Mean where the claims of the senders are to be believed.
+        weights: "uniform", by name, or "examples": those that are claimed, up to their median.
         T: steps of the iteration.
         nu: distances below it count as it.
 
@@ -186,7 +186,7 @@ class GeometricMedian:
         return Held(lengths, self._reduce)
 
     def _reduce(self, got: Sequence[Update]) -> dict[str, Vector]:
-        weights = np.array([self.weight(update.client, update.weight) for update in got])
+        weights = np.array([self.weight(update.client, update.weight) for update in believed(got)])
         return {name: _values(got, name, lambda rows: self._median(rows, weights)) for name in got[0].vectors}
 
     def _median(self, rows: Sequence[Vector], weights: distances.Wide) -> Vector:
@@ -244,9 +244,8 @@ class NormClip:
         return _ClippedMean(self.weights, norm=self.norm).start(lengths) if self.norm else Held(lengths, self._reduce)
 
     def _reduce(self, got: Sequence[Update]) -> dict[str, Vector]:
-        most = int(np.median([update.weight for update in got]))
-        got = [replace(update, weight=min(update.weight, most)) for update in got]
-        return {name: _values(got, name, lambda rows: self._clipped(got, rows)) for name in got[0].vectors}
+        taken = believed(got)
+        return {name: _values(taken, name, lambda rows: self._clipped(taken, rows)) for name in got[0].vectors}
 
     def _clipped(self, got: Sequence[Update], rows: Sequence[Vector]) -> Vector:
         limit = float(np.median([distances.norm(row) for row in rows]))
@@ -286,6 +285,12 @@ class Held:
         if not self._got:
             return {name: np.zeros(length, np.float32) for name, length in self._lengths.items()}
         return dict(self._rule([self._got[index] for index in sorted(self._got)]))
+
+
+def believed(got: Sequence[Update]) -> list[Update]:
+    """The updates, none with more examples than their median: examples are the sender's to claim."""
+    most = int(np.median([update.weight for update in got]))
+    return [replace(update, weight=min(update.weight, most)) for update in got]
 
 
 def mean(got: Sequence[Update], rule: Mean) -> dict[str, Vector]:

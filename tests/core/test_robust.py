@@ -131,7 +131,8 @@ def test_the_geometric_median_minimises_the_sum_of_distances(weights: list[int] 
         return float(shares @ np.linalg.norm(values - z, axis=1))
 
     def found(steps: int) -> Vector:
-        return delta(GeometricMedian("examples" if weights else "uniform", T=steps), values, weights)
+        named = {f"c{i:03d}": float(w) for i, w in enumerate(weights or [])}
+        return delta(GeometricMedian(named or "uniform", T=steps), values)
 
     best = minimize(total, np.median(values, axis=0).astype(np.float64))
     assert total(found(200)) <= best.fun * (1 + 1e-6)
@@ -144,7 +145,10 @@ def test_the_geometric_median_minimises_the_sum_of_distances(weights: list[int] 
 def test_the_first_step_to_the_geometric_median_by_hand() -> None:
     """The medians of 0, 2, 1 and of 0, 0, 3 are 1 and 0; the distances 1, 1, 3; so b = 1, 1, 1/3."""
     assert delta(GeometricMedian(T=1), [[0, 0], [2, 0], [1, 3]]) == pytest.approx([1, 3 / 7])
-    assert delta(GeometricMedian("examples", T=1), [[0, 0], [2, 0], [1, 3]], [1, 2, 3]) == pytest.approx([1.25, 0.75])
+    named = GeometricMedian({"c000": 1, "c001": 2, "c002": 3}, T=1)
+    assert delta(named, [[0, 0], [2, 0], [1, 3]]) == pytest.approx([1.25, 0.75])
+    claimed = delta(GeometricMedian("examples", T=1), [[0, 0], [2, 0], [1, 3]], [1, 2, 900])  # 1, 2, 2
+    assert claimed == pytest.approx([14 / 11, 6 / 11])
 
 
 def test_the_geometric_median_may_be_an_update() -> None:
@@ -374,8 +378,9 @@ def test_identical_updates_give_any_of_them(rule: Reducer, row: np.ndarray) -> N
 
 def test_names_may_have_weights() -> None:
     values, by_name = crowd(5), {f"c{i:03d}": i + 1.0 for i in range(5)}
-    by_examples = delta(GeometricMedian(weights="examples"), values, range(1, 6))
-    assert delta(GeometricMedian(weights=by_name), values) == pytest.approx(by_examples)
+    capped = {f"c{i:03d}": min(i + 1.0, 3.0) for i in range(5)}
+    by_examples = delta(GeometricMedian(weights="examples"), values, [1, 2, 3, 4, 10_000_000])
+    assert delta(GeometricMedian(weights=capped), values) == pytest.approx(by_examples)
     named = delta(NormClip(weights=by_name), values, [1, 1, 1, 1, 10_000_000])
     assert named == pytest.approx(delta(NormClip(norm=_median_norm(values)), values, range(1, 6)))
 
