@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-NEEDS = {"encrypted": "tenseal", "own_model": "torchvision", "board_loop": "ai_edge_litert"}
+NEEDS = {"encrypted": "tenseal", "own_model": "torchvision", "board_loop": "ai_edge_litert", "own_timm": "timm"}
+NEEDS |= {"own_transformers": "transformers"}
 GIVEN = {"board_loop": [str(ROOT / "tests" / "detect" / "mini-64.zip")]}
 
 
@@ -67,6 +68,18 @@ def test_board_loop(tmp_path: Path) -> None:
 def test_own_model(tmp_path: Path) -> None:
     rows = out_of("own_model", tmp_path).splitlines()
     assert float(rows[-1].split()[-1]) > 0.9
+
+
+@pytest.mark.slow
+def test_a_model_of_timm(tmp_path: Path) -> None:
+    rows = out_of("own_timm", tmp_path).splitlines()
+    assert float(rows[-1].split()[-1]) < 0.1
+
+
+@pytest.mark.slow
+def test_a_model_of_hugging_face(tmp_path: Path) -> None:
+    rows = out_of("own_transformers", tmp_path).splitlines()
+    assert float(rows[-1].split()[-1]) < 0.4
 
 
 def test_every_script_is_tested() -> None:

@@ -231,3 +231,22 @@ def test_the_server_names_its_trackers(folder: Path, tmp_path: Path) -> None:
     path.write_text(text + "\n[track]\nprometheus = 0.5\n")
     with pytest.raises(ConfigError, match=r"server.toml: \[track\] prometheus: 0.5 is not of type int"):
         ServerFile.load(path)
+
+
+def test_own_code_is_named_on_the_command_line(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from polypfed.cli import app
+
+    own = ["--client", "mine:client", "--federation", "mine:federation"]
+    command = ["deploy", "flower", str(tmp_path / "fed"), "--site", "north", "--site", "south"]
+    assert CliRunner().invoke(app, [*command, *own]).exit_code == 0
+    server = tomllib.loads((tmp_path / "fed" / "server" / "server.toml").read_text())
+    site = tomllib.loads((tmp_path / "fed" / "sites" / "south" / "site.toml").read_text())
+    assert (server["federation"], site["client"], site["settings"]) == ("mine:federation", "mine:client", {})
+    (tmp_path / "study.toml").write_text("# a study")
+    for wrong in (own[:2], own[2:], [*own, "--study", str(tmp_path / "study.toml")]):
+        done = CliRunner().invoke(app, ["deploy", "flower", str(tmp_path / "second"), "--site", "north", *wrong])
+        assert done.exit_code == 2
+        assert "--client and --federation" in " ".join(done.output.split())
+    assert not (tmp_path / "second").exists()
