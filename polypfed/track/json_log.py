@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from polypfed.core.errors import ConfigError
-from polypfed.core.files import append_lines
 from polypfed.core.journal import Happening
 from polypfed.core.messages import Failure, Update
 from polypfed.core.model import nbytes
@@ -69,10 +68,12 @@ class JsonLog:
         return json.dumps({"time": now, "level": level, "run": self._name, "event": event, **values})
 
     def _write(self, lines: list[str]) -> None:
+        text = "".join(f"{line}\n" for line in lines)
         if self._path == STANDARD_ERROR:
-            sys.stderr.write("".join(f"{line}\n" for line in lines))
-        else:
-            append_lines(Path(self._path), lines)
+            sys.stderr.write(text)
+            return
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _about(event: Happening) -> dict[str, Any]:
