@@ -21,6 +21,7 @@ from typing import Any
 from _common import about, append
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = {"flower": "flwr", "nvflare": "nvflare"}
 GOOD = {"same", "without", "failed"}
 
 
@@ -40,7 +41,7 @@ def seeds(engine: str, count: int, rate: float, first: int) -> list[dict[str, An
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("engine", choices=["flower", "nvflare"])
+    asked.add_argument("engine", choices=list(PACKAGES))
     asked.add_argument("--seeds", type=int, default=50)
     asked.add_argument("--rate", type=float, default=0.01)
     asked.add_argument("--first", type=int, default=0)
@@ -48,13 +49,8 @@ def main() -> None:
     given = asked.parse_args()
     rows = seeds(given.engine, given.seeds, given.rate, given.first)
     if given.out:
-        append(
-            given.out,
-            [
-                about("chaos", ("polypfed", given.engine.replace("flower", "flwr")), rate=given.rate) | row
-                for row in rows
-            ],
-        )
+        where = about("chaos", ("polypfed", PACKAGES[given.engine]), engine=given.engine, rate=given.rate)
+        append(given.out, [where | row for row in rows])
     ended = Counter(row["ended"] for row in rows)
     print("| ended | seeds |\n|---|---:|")
     print("\n".join(f"| {name} | {count} |" for name, count in sorted(ended.items())))
