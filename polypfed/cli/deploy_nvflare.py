@@ -3,13 +3,17 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polypfed.cli.show import cells, console
 from polypfed.core.errors import DataError
+
+if TYPE_CHECKING:
+    from polypfed.report.watch import Now
 
 app = typer.Typer(help="A provisioned NVFlare deployment.", no_args_is_help=True, rich_markup_mode=None)
 Kit = Annotated[Path, typer.Argument(help="The administrator's start-up kit.")]
@@ -86,22 +90,22 @@ def run(
 
 
 def _rounds(kit: Path, name: str) -> Callable[[], Iterator[str]]:
-    """Each round as it begins, where the server's kit lies beside the administrator's; elsewhere nothing."""
+    """Each round that has begun since, where the server's kit lies beside the administrator's; elsewhere nothing."""
     from polypfed.report.watch import look, place_of
 
-    servers = [path.parents[1] for path in kit.resolve().parent.glob("*/startup/fed_server.json")]
-    said = 0
+    def now() -> Iterator["Now"]:
+        for path in kit.resolve().parent.glob("*/startup/fed_server.json"):
+            with suppress(DataError):  # the job's own result says what became of it
+                yield look(place_of(path.parents[1]).parent / name)
+
+    said = max((max(seen.run.rounds, default=0) for seen in now()), default=0)
 
     def more() -> Iterator[str]:
         nonlocal said
-        for server in servers:
-            try:
-                now = look(place_of(server).parent / name)
-            except DataError:  # the job's own result says what became of it
-                continue
-            if now.status == "running" and now.round > said:
-                said = now.round
-                yield f"round {now.round} of {now.rounds}" + (f", {len(now.refused)} refused" if now.refused else "")
+        for seen in now():
+            if seen.status in ("running", "complete"):
+                yield from (f"round {number} of {seen.rounds}" for number in range(said + 1, seen.round + 1))
+                said = max(said, seen.round)
 
     return more
 

@@ -19,7 +19,6 @@ from polypfed.backends.site_file import SiteFile
 from polypfed.cli import deploy_nvflare
 from polypfed.core.errors import BackendError, ConfigError, QuorumError
 from polypfed.core.journal import Journal
-from polypfed.core.messages import Failure
 from polypfed.core.rundir import RunDirectory
 from polypfed.federation import Event
 from polypfed.privacy.keyring import open_keys
@@ -197,15 +196,20 @@ def test_the_server_names_its_trackers(folder: Path, tmp_path: Path) -> None:
 
 
 def test_rounds_are_said_where_the_server_is_on_this_machine(folder: Path) -> None:
-    run = folder / "kits" / "localhost" / "runs" / "study"
-    more = deploy_nvflare._rounds(folder / "kits" / ADMIN, "study")
+    admin, run = folder / "kits" / ADMIN, folder / "kits" / "localhost" / "runs" / "study"
+    more = deploy_nvflare._rounds(admin, "study")
     assert list(more()) == []
     run.mkdir(parents=True)
-    with RunDirectory(run), Journal(run, 3) as journal:
+    with RunDirectory(run), Journal(run, 4) as journal:
         journal(Event("round", 1))
-        assert list(more()) == ["round 1 of 3"]
+        assert list(more()) == ["round 1 of 4"]
         assert list(more()) == []
-        journal(Event("fit", 1, "north", Failure("north", 1, "norm", "too long")))
         journal(Event("round", 2))
-        assert list(more()) == ["round 2 of 3, 1 refused"]
+        journal(Event("round", 3))
+    assert list(more()) == ["round 2 of 4", "round 3 of 4"]  # short ones, and the end, between two looks
+    (run / "history.jsonl").write_text(json.dumps({"round": 2, "site": "", "metric": "failed", "value": 0}) + "\n")
+    resumed = deploy_nvflare._rounds(admin, "study")
+    with RunDirectory(run), Journal(run, 4) as journal:
+        journal(Event("round", 3))
+        assert list(resumed()) == ["round 3 of 4"]
     assert list(deploy_nvflare._rounds(folder, "study")()) == []
