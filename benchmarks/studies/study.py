@@ -13,6 +13,7 @@ from polypfed.config import Config
 from polypfed.core.errors import ConfigError
 
 HERE = Path(__file__).parent
+_ASIDE = ("backend", "baselines", "compare", "track")  # tables that decide nothing
 _OWN = ("pool", "stages")  # of a cell: what no run's config has
 
 
@@ -34,7 +35,7 @@ class Cell:
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the outcome; where the files lie on this machine does not."""
-        found = {k: v for k, v in configs.describe(self.config).items() if k not in ("backend", "baselines", "compare")}
+        found = {k: v for k, v in configs.describe(self.config).items() if k not in _ASIDE}
         for table, field in (("data", "root"), ("data", "partition"), ("model", "warm_start")):
             if table in found and field in found[table]:
                 found[table] = found[table] | {field: Path(str(found[table][field])).name}
