@@ -44,6 +44,7 @@ import polypfed as pf
 from polypfed.core.errors import DataError, LayoutError
 from polypfed.core.messages import Reply, Task, Update
 from polypfed.core.rundir import load_model, save_model
+from polypfed.testing.carried import Through
 
 RESULTS = Path(__file__).parent / "results" / "attacks"
 CENTRES = ("kvasir_seg", "polypgen_c1", "polypgen_c2", "polypgen_c3", "polypgen_c4")
@@ -112,7 +113,7 @@ ATTACKS: dict[str, Change] = {
 
 
 @dataclass
-class Malicious:
+class Malicious(Through):
     """A backend in which the site `who` sends what `change` makes of its update.
 
     Attributes:
@@ -125,19 +126,6 @@ class Malicious:
     labels: str = ""
     inner: pf.backends.Local = field(default_factory=pf.backends.Local)
     known: dict[tuple[Any, ...], Update] = field(default_factory=dict)
-
-    @property
-    def clients(self) -> Sequence[str]:
-        """Of the inner one."""
-        return self.inner.clients
-
-    def host(self, clients: Sequence[Any], directory: Path | None) -> None:
-        """As the inner one."""
-        self.inner.host(clients, directory)
-
-    def close(self) -> None:
-        """As the inner one."""
-        self.inner.close()
 
     def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
         """Honest replies, but for one site's update."""

@@ -45,6 +45,7 @@ from polypfed.clients.flat import FlatModel
 from polypfed.core.messages import Reply, Task, Update
 from polypfed.core.rundir import load_model
 from polypfed.privacy import Ledger, stages
+from polypfed.testing.carried import Through
 
 RESULTS = Path(__file__).parent / "results" / "membership"
 SITES, MEMBERS, FEATURES, WIDTH, WRONG, WATCHED = 4, 80, 30, 256, 0.3, "s0"
@@ -104,25 +105,12 @@ class Drawn:
 
 
 @dataclass
-class Curious:
+class Curious(Through):
     """A backend that keeps what the watched site sent, and the models it was sent."""
 
     inner: pf.backends.Local = field(default_factory=pf.backends.Local)
     models: list[Any] = field(default_factory=list)
     sent: list[Mapping[str, Any]] = field(default_factory=list)
-
-    @property
-    def clients(self) -> Sequence[str]:
-        """Of the inner one."""
-        return self.inner.clients
-
-    def host(self, clients: Sequence[Any], directory: Path | None) -> None:
-        """As the inner one."""
-        self.inner.host(clients, directory)
-
-    def close(self) -> None:
-        """As the inner one."""
-        self.inner.close()
 
     def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
         """Replies as they are."""

@@ -17,8 +17,6 @@ minute on free cores, fewer repeats, codec on 2**20 values only.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import math
 import os
@@ -30,9 +28,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _nvflare_ckks
 import numpy as np
 import torch
 from _common import about, append, single_thread
+from _nvflare_ckks import least, route_bytes, tensors
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from polypfed.core.messages import Task, Update, decode, encode
@@ -63,24 +63,6 @@ GOALS = {  # what the figure must not exceed, or must reach
     "route_bytes_over_up": lambda row: (">=", 90 if row["lanes"] == 4 and row["route_measured"] else 0),
     "server_bytes_per_value": lambda row: ("<=", 4),
 }
-
-
-def tensors(arch: str) -> dict[str, np.ndarray]:
-    """A detector's state dict, the counters of BatchNorm included."""
-    from polypfed.detect import yolo
-
-    return {name: t.numpy() for name, t in yolo.build(arch).state_dict().items()}
-
-
-def least(repeats: int, **actions: Callable[[], Any]) -> dict[str, float]:
-    """CPU milliseconds of each action, in turns, the least of the repeats; one round is dropped."""
-    found: dict[str, list[float]] = {name: [] for name in actions}
-    for _ in range(repeats + 1):
-        for name, action in actions.items():
-            begun = time.process_time()
-            action()
-            found[name].append(1000 * (time.process_time() - begun))
-    return {name: min(times[1:]) for name, times in found.items()}
 
 
 class Encrypted:
@@ -207,86 +189,6 @@ def masked(arch: str, length: int, sites: int, *, encrypted: bool = False) -> di
     }  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------------- NVFlare's CKKS
-def quiet(action: Callable[[], Any]) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):
-        return action()
-
-
-def peer_context() -> Any:
-    """As its provisioner writes it into a client's kit."""
-    import tenseal as ts
-    from nvflare.lighter.impl.he import HEBuilder
-
-    builder = HEBuilder()
-    builder.initialize(None, None)
-    return ts.context_from(builder.get_serialized_context(is_client=True))
-
-
-def codec_once() -> Callable[[], Any]:
-    """Encrypt and serialise TURN values: takes turns with our own encryption, so both meet the same load."""
-    import tenseal as ts
-
-    context, vector = peer_context(), np.random.default_rng(0).normal(0, 0.01, TURN)
-    return lambda: quiet(lambda: ts.ckks_vector(context, vector)).serialize()
-
-
-def codec_ckks(values: int, repeats: int) -> dict[str, Any]:
-    """One flat vector: bytes and milliseconds per value, without the context that each message repeats."""
-    import tenseal as ts
-
-    context, vector = peer_context(), np.random.default_rng(0).normal(0, 0.01, values)
-    kept: list[bytes] = [b""]
-
-    def out() -> None:
-        kept[0] = quiet(lambda: ts.ckks_vector(context, vector)).serialize()
-
-    ms = least(repeats, out=out)
-    total = ts.ckks_vector_from(context, kept[0])
-    ms |= least(repeats, server_per_site=lambda: total.add_(ts.ckks_vector_from(context, kept[0])))
-    per = {k: v / values for k, v in ms.items()}
-    return {"values": values, "bytes_per_value": len(kept[0]) / values, "ms_per_value": per}
-
-
-def route(arch: str) -> dict[str, Any]:
-    """Its message of a whole state dict; run it in a process of its own. Memory: the most before and during."""
-    import logging
-
-    from nvflare.apis.dxo import DXO, DataKind
-    from nvflare.apis.fl_context import FLContext
-    from nvflare.app_opt.he.model_encryptor import HEModelEncryptor
-    from nvflare.fuel.utils import fobs
-
-    logging.disable(logging.CRITICAL)
-    params = tensors(arch)
-    lengths = [v.size for v in params.values()]
-    encryptor = HEModelEncryptor(weigh_by_local_iter=False)
-    encryptor.tenseal_context, encryptor.encrypt_layers = peer_context(), [True]
-    before, begun = peak_mb(), time.process_time()
-    made, _ = quiet(lambda: encryptor.encryption(dict(params), FLContext()))
-    encrypted = time.process_time()
-    message = fobs.dumps(DXO(DataKind.WEIGHT_DIFF, data=made).to_shareable())
-    dumped = time.process_time()
-    one = made[max(params, key=lambda n: params[n].size)]
-    context = len(one.context().serialize())
-    per_row = len(one.serialize()) / math.ceil(max(lengths) / 4096)
-    return {
-        "route": arch, "tensors": len(lengths), "bytes": len(message), "context_bytes": context, "row_bytes": per_row,
-        "ms": {"encrypt": 1000 * (encrypted - begun), "dumps": 1000 * (dumped - encrypted)},
-        "computed_bytes": route_bytes(lengths, context, per_row), "memory_mb": peak_mb() - before,
-    }  # fmt: skip
-
-
-def route_bytes(lengths: list[int], context: float, per_row: float) -> float:
-    """What the message of these tensors takes: the context again and again, and whole ciphertexts."""
-    return sum(context + per_row * math.ceil(n / 4096) for n in lengths)
-
-
-def peak_mb() -> float:
-    high = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(high.split()[1]) / 1024
-
-
 def training(images: int) -> float:
     """CPU milliseconds of one image in one epoch of YOLOv5n."""
     from polypfed.clients import DetectorClient
@@ -381,21 +283,17 @@ def main() -> int:
     options.add_argument("--quick", action="store_true")
     options.add_argument("--check", action="store_true")
     options.add_argument("--out", type=Path, default=Path("runs/bench/privacy.jsonl"))
-    options.add_argument("--route", help=argparse.SUPPRESS)
     given = options.parse_args()
     single_thread()
     torch.set_num_threads(1)
-    if given.route:
-        print(json.dumps(route(given.route)))
-        return 0
     repeats = 3 if given.quick else given.repeats
     sizes = {arch: ModelSpec.of(tensors(arch)).size for arch in ("yolov5n", "yolov5s")}
-    rows, peer = [], codec_once()
+    rows, peer = [], _nvflare_ckks.once(TURN)
     with tempfile.TemporaryDirectory() as spool:
         for arch, sites, bits in CASES:
             rows.append(Encrypted(arch, sizes[arch], sites, bits).run(repeats, Path(spool), peer))
-    codec = codec_ckks(1 << 20 if given.quick else sizes["yolov5n"], repeats)
-    command = [sys.executable, __file__, "--route", "yolov5n"]
+    codec = _nvflare_ckks.codec(1 << 20 if given.quick else sizes["yolov5n"], repeats)
+    command = [sys.executable, _nvflare_ckks.__file__, "yolov5n"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     message, image_ms = json.loads(done.stdout.splitlines()[-1]), training(TRAINED)
     rows = [with_peer(row, codec, message, image_ms) for row in rows]

@@ -14,6 +14,7 @@ from polypfed import Evaluation, Failure, Federation, History, ModelSpec, NumpyC
 from polypfed.backends import Local
 from polypfed.core.messages import Reply
 from polypfed.core.model import Vector
+from polypfed.testing.carried import Through
 
 ROOT = Path(__file__).parents[1]
 
@@ -136,22 +137,12 @@ def unwritable(site: Odd, task: Task) -> Update:
 
 
 @dataclass
-class Scripted:
+class Scripted(Through):
     """A backend whose sites are `inner`'s, with `script(name, task, honest)` deciding what arrives in its place."""
 
     script: Callable[[str, Task, Reply], Iterator[Reply]]
     inner: Local = field(default_factory=Local)
     shuffle: Callable[[list[str]], list[str]] = sorted
-
-    @property
-    def clients(self) -> Sequence[str]:
-        return self.inner.clients
-
-    def host(self, clients: Sequence[Any], directory: Path | None) -> None:
-        self.inner.host(clients, directory)
-
-    def close(self) -> None:
-        self.inner.close()
 
     def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
         replies = {r.client: r for r in self.inner.exchange(tasks, deadline)}

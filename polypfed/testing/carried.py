@@ -16,33 +16,39 @@ def unchanged(reply: Reply) -> Reply:
     return reply
 
 
+class Through:
+    """A backend that hosts its clients by `inner` and has an `exchange` of its own; to derive from."""
+
+    inner: Local
+
+    @property
+    def clients(self) -> Sequence[str]:
+        """The names of the hosted clients, sorted."""
+        return self.inner.clients
+
+    def host(self, clients: Sequence[Client], directory: Path | None) -> None:
+        """Take these clients."""
+        self.inner.host(clients, directory)
+
+    def close(self) -> None:
+        """Let go of them."""
+        self.inner.close()
+
+
 @dataclass
-class Carried:
+class Carried(Through):
     """Local with the replies to fits in reverse order of name if `backwards`, each changed by `change`."""
 
     change: Change = unchanged
     backwards: bool = False
     tasks: list[tuple[str, Task]] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
-    _local: Local = field(default_factory=Local)
-
-    @property
-    def clients(self) -> Sequence[str]:
-        """The names of the hosted clients, sorted."""
-        return self._local.clients
-
-    def host(self, clients: Sequence[Client], directory: Path | None) -> None:
-        """Take these clients."""
-        self._local.host(clients, directory)
-
-    def close(self) -> None:
-        """Let go of them."""
-        self._local.close()
+    inner: Local = field(default_factory=Local)
 
     def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
         """As Local, then as the settings say."""
         self.tasks += tasks.items()
-        found = list(self._local.exchange(tasks, deadline))
+        found = list(self.inner.exchange(tasks, deadline))
         for reply in reversed(found) if self.backwards else found:
             arrived = self.change(reply) if tasks[reply.client].kind == "fit" else reply
             self.replies.append(arrived)

@@ -222,17 +222,6 @@ def test_a_dry_run_finds_an_expired_authority_and_a_failing_client(folder: Path)
     (site / "site.toml").write_text(text)
 
 
-def test_the_server_names_its_trackers(folder: Path, tmp_path: Path) -> None:
-    text = (folder / "server/server.toml").read_text()
-    path = tmp_path / "server.toml"
-    path.write_text(text + '\n[track]\njson = "run.log"\nprometheus = 9464\n')
-    track = ServerFile.load(path).track
-    assert (track.json, track.prometheus, track.mlflow) == (str(tmp_path / "run.log"), 9464, "")
-    path.write_text(text + "\n[track]\nprometheus = 0.5\n")
-    with pytest.raises(ConfigError, match=r"server.toml: \[track\] prometheus: 0.5 is not of type int"):
-        ServerFile.load(path)
-
-
 def test_own_code_is_named_on_the_command_line(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from polypfed.backends.nvflare import deploy, operate
 from polypfed.backends.nvflare import kit as kits
-from polypfed.backends.nvflare.controller import ServerFile
 from polypfed.backends.nvflare.kit import CLASSES, expiry, fit_kit, validity
 from polypfed.backends.site_file import SiteFile
 from polypfed.cli import deploy_nvflare
@@ -182,17 +181,6 @@ def test_a_result_is_judged_by_our_own_mark() -> None:
     for name, kind in (("QuorumError", QuorumError), ("ConfigError", ConfigError), ("Other", BackendError)):
         with pytest.raises(kind, match="why"):
             operate.judged({"status": "failed", "error": name, "detail": "why"})
-
-
-def test_the_server_names_its_trackers(folder: Path, tmp_path: Path) -> None:
-    text = (folder / "kits/localhost/local/polypfed.toml").read_text()
-    path = tmp_path / "server.toml"
-    path.write_text(text + '\n[track]\njson = "run.log"\nprometheus = 9464\n')
-    track = ServerFile.load(path).track
-    assert (track.json, track.prometheus, track.mlflow) == (str(tmp_path / "run.log"), 9464, "")
-    path.write_text(text + "\n[track]\nprometheus = 0.5\n")
-    with pytest.raises(ConfigError, match=r"server.toml: \[track\] prometheus: 0.5 is not of type int"):
-        ServerFile.load(path)
 
 
 def test_rounds_are_said_where_the_server_is_on_this_machine(folder: Path) -> None:

@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -16,11 +17,8 @@ SEEDS = 6 if "POLYPFED_LONG" in os.environ else 1
 
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Troubled]:
-    found = Troubled(tmp_path_factory.mktemp("chaos"))
-    try:
+    with closing(Troubled(tmp_path_factory.mktemp("chaos"))) as found:
         yield found
-    finally:
-        found.close()
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

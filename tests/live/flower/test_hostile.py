@@ -5,7 +5,7 @@ One start of Ray serves the three strategies.
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from polypfed import Evaluation, ModelSpec, NumpyClient, Task, Update
+from polypfed import Task, Update
 from polypfed.backends import Flower
 from polypfed.backends.flower import actor
 from polypfed.backends.flower.records import ARRAYS, CONFIG, HEADER, METRICS, pack_reply
 from polypfed.core.messages import Reply
-from polypfed.core.model import Vector
 from polypfed.privacy.keyring import provision
 from tests import hostile
 from tests.hostile import BAD, STRATEGIES
 from tests.live.hosted import Hosted
-from tests.problems import sites
+from tests.problems import Odd, sites
 
 pytestmark = [
     pytest.mark.live,
@@ -31,33 +30,10 @@ pytestmark = [
 ]
 
 
-@dataclass
-class Changed:
-    """Trains as `inner` does; on the way it changes what its own process sends."""
-
-    inner: NumpyClient
-    keys: Path
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    def initial(self) -> tuple[ModelSpec, Vector]:
-        return self.inner.initial()
-
-    def fit(self, task: Task) -> Update:
-        if not isinstance(actor.pack_reply, Packing):
-            actor.pack_reply = Packing(hostile.Hostile(self.keys))
-        return self.inner.fit(task)
-
-    def evaluate(self, task: Task) -> Evaluation:
-        return self.inner.evaluate(task)
-
-    def state(self) -> bytes:
-        return self.inner.state()
-
-    def restore(self, state: bytes) -> None:
-        self.inner.restore(state)
+def change(keys: Path, site: Odd, task: Task) -> None:
+    """From now on this process, in which the site trains, changes what it sends."""
+    if not isinstance(actor.pack_reply, Packing):
+        actor.pack_reply = Packing(hostile.Hostile(keys))
 
 
 class Packing:
@@ -81,7 +57,8 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
     folder = tmp_path_factory.mktemp("hostile")
     clients: list[Any] = list(sites())
     provision([c.name for c in clients], folder)
-    clients = [Changed(c, folder / "sites" / BAD / "keys") if c.name == BAD else c for c in clients]
+    bad = partial(change, folder / "sites" / BAD / "keys")
+    clients = [Odd(c, bad) if c.name == BAD else c for c in clients]
     flower = Flower(workers=1)
     flower.host(clients, folder)
     yield Hosted(flower, folder / "keys")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -17,11 +18,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Troubled]:
-    found = Troubled(tmp_path_factory.mktemp("chaos"))
-    try:
+    with closing(Troubled(tmp_path_factory.mktemp("chaos"))) as found:
         yield found
-    finally:
-        found.close()
 
 
 @pytest.mark.parametrize("seed", range(6))
