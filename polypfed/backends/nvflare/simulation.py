@@ -124,7 +124,7 @@ class NVFlare:
             self._pool = Pool(self._clients, place, min(self.workers or os.cpu_count() or 1, threads))
         try:
             return _Running(names, threads, self._pool, self.filters, self.workspace)
-        except _SiteLostError:  # on a busy machine NVFlare gives two sites one port, or up on a connection
+        except _SiteLostError:  # on a busy machine NVFlare gives two sites one port, or gives up on a connection
             return _Running(names, threads, self._pool, self.filters, self.workspace)
 
     def _layout(self, tasks: Mapping[str, Task]) -> list[tuple[str, int]]:
