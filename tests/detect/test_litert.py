@@ -208,8 +208,7 @@ def test_delegates(template, arrays, litert, tmp_path):
     with pytest.raises(ConfigError, match="not a library this machine can load"):
         LiteRTDetector(model, delegate=Delegate(str(text)))
 
-    real = next(Path("/proc/self/maps").read_text().split()[i] for i, w in
-                enumerate(Path("/proc/self/maps").read_text().split()) if "libc.so" in w)  # fmt: skip
+    real = next(word for word in Path("/proc/self/maps").read_text().split() if "/libc.so" in word)
     with pytest.raises(ConfigError, match="has no tflite_plugin_create_delegate"):
         LiteRTDetector(model, delegate=Delegate(real))
 
