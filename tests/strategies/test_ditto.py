@@ -27,7 +27,7 @@ def own_models(strategy: Strategy, rounds: int, steps: int, lrs: Any) -> tuple[A
 
     def watch(event: Any) -> None:
         if event.kind == "saved" and event.round:
-            seen[:] = [site._work._own[0] for site in backend._local._sites.values()]
+            seen[:] = [site._work._own[0] for site in backend.inner._sites.values()]
 
     Federation(clients=clients, strategy=strategy, evaluate="off").run(rounds, backend, listen=watch)
     shared = {t.round: t.vectors["model"][0] for _, t in backend.tasks}
@@ -80,7 +80,7 @@ def test_the_own_model_is_never_sent() -> None:
 
     def watch(event: Any) -> None:
         if event.kind == "saved" and event.round:
-            own.extend(site._work._own.copy() for site in backend._local._sites.values())
+            own.extend(site._work._own.copy() for site in backend.inner._sites.values())
 
     Federation(clients=sample_sites(), strategy=Ditto()).run(3, backend, listen=watch)
     fits = [r for r in backend.replies if isinstance(r, Update)]

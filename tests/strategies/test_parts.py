@@ -44,7 +44,7 @@ def test_local_parts_never_leave_the_site(strategy: Strategy, kept: set[str]) ->
     sites: dict[str, Any] = {}
 
     def watch(event: Any) -> None:
-        sites.update({name: site._work for name, site in backend._local._sites.items()})
+        sites.update({name: site._work for name, site in backend.inner._sites.items()})
 
     history = Federation(clients=clients, strategy=strategy).run(4, backend, listen=watch)
     assert history.spec is not None
@@ -124,7 +124,7 @@ def test_a_site_that_joins_late_starts_from_the_initial_own_part() -> None:
 
     def watch(event: Any) -> None:
         if event.kind == "saved":
-            own.update({n: s._work._mine.copy() for n, s in backend._local._sites.items()})
+            own.update({n: s._work._mine.copy() for n, s in backend.inner._sites.items()})
 
     fed.run(2, backend, listen=watch)
     asked = {n for n, t in backend.tasks if t.kind == "fit"}
@@ -159,7 +159,7 @@ def test_a_lost_update_takes_the_own_part_back() -> None:
 
     def watch(event: Any) -> None:
         if event.kind == "saved":
-            seen[event.round] = backend._local._sites["site-01"]._work._mine.copy()
+            seen[event.round] = backend.inner._sites["site-01"]._work._mine.copy()
 
     Federation(clients=sample_sites(3), strategy=FedPer()).run(2, backend, listen=watch)
     assert np.array_equal(seen[2], seen[1])
