@@ -11,7 +11,7 @@ from polypfed.core.errors import PolypfedError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-ORDER = ("gap", "communication", "active", "federated-sim", "generalise", "central")
+ORDER = ("gap", "communication", "fewer-rounds", "active", "federated-sim", "generalise", "central")
 HEAD = """# Benchmarks
 
 Each question below has one command. It runs what is missing, keeps what it has (a cell that was killed goes on from its

@@ -112,11 +112,12 @@ def load(name: str, budget: str, folder: Path = HERE) -> Study:
 
 def _cells(path: Path, tables: Mapping[str, Any], budget: str) -> Iterator[Cell]:
     shared = flat(tables["base"]) | flat(tables["budget"][budget].get("base", {}))
-    for seed in tables["budget"][budget]["seeds"]:
+    seeds = set(tables["budget"][budget]["seeds"])
+    for seed in sorted(seeds.union(*(c.get("seeds", ()) for c in tables["cells"].values()))):
         for name, changes in tables["cells"].items():
-            if budget not in changes.get("budgets", (budget,)):
+            if budget not in changes.get("budgets", (budget,)) or seed not in seeds.union(changes.get("seeds", ())):
                 continue
-            own = {k: v for k, v in changes.items() if k not in (*_OWN, "budgets")}
+            own = {k: v for k, v in changes.items() if k not in (*_OWN, "budgets", "seeds")}
             config = configs.parse("[data]", path, shared | flat(own))
             config = seeded(config, seed)
             yield Cell(name, seed, config, tuple(changes.get("pool", ())), tuple(changes.get("stages", ())))
