@@ -60,6 +60,8 @@ def section(name: str, budget: str) -> Iterator[str]:
     yield f"{verdict(one, rows)} ({done} of {known} cells done.)\n"
     yield show.table(one, rows).partition("\n\n")[2]
     yield f"![{one.question}](results/{name}/plot.svg)\n"
+    if (RESULTS / name / "details.svg").exists():
+        yield f"![More of {name}](results/{name}/details.svg)\n"
 
 
 def verdict(one: study.Study, rows: list[engine.Row]) -> str:
@@ -75,7 +77,17 @@ def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     within = [n for n, v in others.items() if 100 * (base - v) <= one.points]
     near = f"Within {one.points:g} point{'s' * (one.points != 1)} of it: {', '.join(within) or 'none'}."
     lead = f"Best of the others: {best}, {100 * (others[best] - base):+.1f} points."
-    return f"{one.against}: mAP50 {base:.3f}. {lead} {near}"
+    fewest = fewest_bytes(one, rows, within) if one.plot == "bytes" and within else ""
+    return f"{one.against}: mAP50 {base:.3f}. {lead} {near}{fewest}"
+
+
+def fewest_bytes(one: study.Study, rows: list[engine.Row], within: list[str]) -> str:
+    """Which of the cells that are near enough takes the fewest bytes, and how many fewer they are."""
+    cells = show.by_cell(one, rows)
+    best = min(within, key=lambda name: show.in_all(cells[name]))
+    ours, base = cells[best], cells[one.against]
+    whole, each = show.saved(ours, base, whole=True), show.saved(ours, base)
+    return f" Fewest bytes of these: {best}, {whole:.1%} fewer in the whole run, {each:.1%} fewer in a round."
 
 
 def text(budget: str = "small") -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +38,9 @@ budgets = ["paper"]
 @pytest.fixture
 def studies(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from studies import cell, engine, show, study
+    from studies import cell, details, draw, engine, show, study, watch
 
-    return SimpleNamespace(cell=cell, engine=engine, show=show, study=study)
+    return SimpleNamespace(cell=cell, details=details, draw=draw, engine=engine, show=show, study=study, watch=watch)
 
 
 @pytest.fixture
@@ -115,13 +116,84 @@ def test_table_and_plot_come_from_the_rows(studies: Any, one: Any, tmp_path: Pat
     line = next(x for x in text.splitlines() if x.startswith("| two"))
     cells = [c.strip() for c in line.strip("|").split("|")]
     assert cells[:3] == ["two", "**0.520**", "+2.0"]
-    assert cells[-5:] == ["40%", "1.00", "1.00", "33.3%", "3"], "kept; MB of one of two sites; 2 for 3; CPU seconds"
+    assert cells[-4:] == ["40%", "1.00", "1.00", "3"], "kept; MB of one of two sites; CPU seconds"
     assert "Not run yet: two (seed 1)" in text
     assert "2 seeds" in text
     before = (tmp_path / "plot.svg").read_bytes()
     studies.show.write(one, rows, tmp_path)
     assert (tmp_path / "plot.svg").read_bytes() == before
     assert b"mAP50" in before
+
+
+def test_bytes_are_told_per_round_and_for_the_whole_run(studies: Any, one: Any, tmp_path: Path) -> None:
+    rows = [made_up(c, tmp_path, tmp_path) for c in one.cells[:2]]
+    federation = rows[1]["settings"]["federation"]
+    rows[1] |= {"settings": rows[1]["settings"] | {"federation": federation | {"rounds": 1}}}
+    study = replace(one, plot="bytes", cells=one.cells[:2])
+    line = next(x for x in studies.show.write(study, rows, tmp_path).splitlines() if x.startswith("| two"))
+    cells = [c.strip() for c in line.strip("|").split("|")]
+    assert cells[-6:] == ["1.00", "1.00", "33.3%", "2.00", "66.7%", "3"], "2 MB for 3 a round, in one round for two"
+    import page
+
+    told = page.verdict(study, rows)
+    assert "Fewest bytes of these: two, 66.7% fewer in the whole run, 33.3% fewer in a round." in told
+
+
+def more(row: dict[str, Any]) -> dict[str, Any]:
+    """What is recorded of a cell of two rounds beside its scores."""
+    by_round = {
+        "images": [5.0, 5.0],
+        "kept": [5.0, 2.0],
+        "loss": [9.0, 7.0],
+        "minutes": [0.5, 0.25],
+        "cpu_s": [1.0, 1.0],
+    }
+    levels = {m: [1 - i / 20 for i in range(19)] for m in ("precision", "recall", "f1")}
+    easy = {"images": 8, "found": 6, "sure": 2, "first": 4, "first_found": 3}
+    histogram = {"polyp": [1, 0, 0, 0, 0, 0, 0, 0, 0, 3], "none": [2] + [0] * 9}
+    seen = {"by_round": by_round, "val_loss": [12.0, 8.0, 8.5], "confidence": [0.0, 0.4, 0.6]}
+    return row | seen | {"levels": levels, "histogram": histogram, "easy": easy}
+
+
+def test_details_come_from_the_rows_and_older_rows_leave_blanks(studies: Any, one: Any, tmp_path: Path) -> None:
+    study = replace(one, details=("rounds", "easy", "losses", "levels"), cells=one.cells[:2])
+    old, new = (made_up(c, tmp_path, tmp_path) for c in study.cells)
+    text = studies.show.write(study, [old, more(new)], tmp_path).splitlines()
+    assert "| two: images kept |  | 5 | 2 |" in text
+    assert "| two: confidence | 0.000 | 0.400 | 0.600 |" in text
+    assert "| two: minutes |  | 0.50 | 0.25 |" in text
+    assert "| one: confidence |  |  |  |" in text
+    assert "| two | 8 | 75.0% | 25.0% | 4 | 75.0% |" in text
+    assert "| two | 9.00 | 7.00 | 8.00 | 8.00 | 8.50 | 2 | 0.520 | 2 | 0.520 |" in text
+    assert any(line.startswith("| two | 0.800 | 0.800") and line.endswith("| 25% | 0% | 75% |") for line in text)
+    assert b"validation loss" in (tmp_path / "details.svg").read_bytes()
+    assert studies.draw.details(study, {"one": [old]}, "") is None, "nothing to draw"
+
+
+def test_what_was_found_surely_once_and_lost_later_is_counted(studies: Any) -> None:
+    def look(best: list[float], found: list[int], sure: list[int]) -> Any:
+        boxes, levels = np.array([1, 1, 1, 0]), np.zeros(19, int)
+        masks = (np.array(found, bool), np.array(sure, bool))
+        return studies.watch.Look(1.0, boxes, np.array(best), *masks, right=levels + 2, detections=levels + 4)
+
+    start = look([0.9, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0])  # before training: it counts for nothing
+    first, second = (
+        look([0.1, 0.8, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0]),
+        look([0.9, 0.3, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0]),
+    )
+    last = look([0.2, 0.4, 0.9, 0.7], [0, 1, 1, 0], [0, 0, 1, 0])
+    figures = studies.watch.figures([start, first, second, last])
+    assert figures["easy"] == {"images": 2, "found": 1, "sure": 0, "first": 1, "first_found": 1}
+    assert figures["confidence"] == [0.3, 0.3, 0.4, 0.5], "of the three images with a polyp"
+    assert figures["histogram"]["polyp"] == [0, 0, 1, 0, 1, 0, 0, 0, 0, 1]
+    assert figures["histogram"]["none"] == [0, 0, 0, 0, 0, 0, 0, 1, 0, 0]
+    assert {figures["levels"][m][0] for m in ("precision", "recall")} == {0.5, 0.6667}
+    assert studies.watch.figures([]) == {}
+
+
+def test_early_stopping_keeps_the_best_round_before_its_patience_ends(studies: Any) -> None:
+    assert studies.details.stopped([0.0, 0.5, 0.4, 0.5, 0.4, 0.9]) == (4, 1)
+    assert studies.details.stopped([0.0, 0.5, 0.4, 0.6, 0.6]) == (4, 3)
 
 
 @pytest.mark.slow
@@ -133,9 +205,26 @@ def test_a_killed_cell_goes_on_from_its_last_round_to_the_same_figures(studies: 
     whole = studies.cell.outcome(cell, tmp_path / "whole", tmp_path / "data")
     assert resumed["resumed"]
     assert not whole["resumed"]
-    same = ("curve", "by_site", "bytes_up", "bytes_down", "kept")
+    same = (
+        "curve",
+        "by_site",
+        "bytes_up",
+        "bytes_down",
+        "kept",
+        "val_loss",
+        "confidence",
+        "levels",
+        "histogram",
+        "easy",
+    )
     assert {k: resumed[k] for k in same} == {k: whole[k] for k in same}
-    assert len(whole["curve"]) == 3
+    assert len(whole["curve"]) == len(whole["val_loss"]) == len(whole["confidence"]) == 3
+    assert whole["by_round"]["kept"] == [9.0, 9.0]
+    assert all(loss > 0 for loss in (*whole["val_loss"], *whole["by_round"]["loss"]))
+    plain = studies.cell.runs.federate(
+        cell.config, studies.cell.runs.sites_of(cell.config, tmp_path / "data"), tmp_path / "plain"
+    )[0]
+    assert [plain.table("map50")[r, ""] for r in range(3)] == whole["curve"], "looking changes nothing"
     assert whole["kept"] == 2 * 9
 
 

@@ -19,6 +19,7 @@ from polypfed.data import Site
 from polypfed.privacy import stage as stages
 from polypfed.select import Random
 from polypfed.select.config import from_config
+from studies import watch
 from studies.study import Cell
 
 _STAGES = {"topk": stages.TopK, "randomk": stages.RandomK, "quantise": stages.Quantise, "encrypt": stages.Encrypt}
@@ -33,12 +34,14 @@ def outcome(cell: Cell, folder: Path, data: Path) -> dict[str, Any]:
     if not cell.pool:
         selector = from_config(cell.config.select)
         clients = [replace(c, selector=selector) for c in clients]
+    clients = [watch.watched(c, folder) for c in clients]
     fed = replace(federation(cell.config, clients), stages=tuple(_stage(s) for s in cell.stages))
     rounds, carrier, began, load = cell.config.federation.rounds, backend(cell.config), time.monotonic(), _load()
     begun = (folder / "run.json").exists()
     history = fed.resume(folder, rounds, carrier) if begun else fed.run(rounds, carrier, folder)
     where = about("studies", ("polypfed", "numpy", "torch", "ultralytics"))
     row = {"key": cell.key, "cell": cell.name, "seed": cell.seed, **figures(history, rounds)}
+    row |= watch.figures(list(watch.looks(folder, sorted(sites))))
     row |= {"minutes": round((time.monotonic() - began) / 60, 2), "resumed": begun, "load": [load, _load()]}
     row |= {"date": datetime.now(UTC).date().isoformat(), "cpu": where["cpu"], "versions": where["versions"]}
     return row | {"settings": cell.settings}
@@ -72,6 +75,7 @@ def figures(history: History, rounds: int) -> dict[str, Any]:
     return {
         **{m: history.values(m)[last] for m in _MEANS if history.values(m)},
         "curve": [scores[r, ""] for r in scores.rounds],
+        "by_round": by_round(history, rounds),
         "by_site": {s: scores[last, s] for s in names},
         "images": total("images"),
         "kept": total("kept"),
@@ -80,6 +84,24 @@ def figures(history: History, rounds: int) -> dict[str, Any]:
         "bytes_down": sum(history.values("bytes_down").values()) / rounds,
         "failures": len(history.failures),
     }
+
+
+def by_round(history: History, rounds: int) -> dict[str, list[float]]:
+    """From round 1: images seen and kept, training loss per image kept, CPU seconds of all sites, minutes."""
+    tables = {m: history.table(m).cells for m in ("images", "kept", "cpu_s", "loss")}
+
+    def of(metric: str, number: int) -> dict[str, float]:
+        return {site: value for (r, site), value in tables[metric].items() if r == number and site}
+
+    found: dict[str, list[float]] = {"images": [], "kept": [], "cpu_s": [], "loss": [], "minutes": []}
+    for number in range(1, rounds + 1):
+        for metric in ("images", "kept", "cpu_s"):
+            found[metric].append(round(sum(of(metric, number).values()), 1))
+        losses, kept = of("loss", number), of("kept", number)
+        whole = sum(kept[site] for site in losses)
+        found["loss"].append(round(sum(losses[s] * kept[s] for s in losses) / whole, 4) if whole else 0.0)
+        found["minutes"].append(round(history.values("round_s").get(number, 0.0) / 60, 3))
+    return found
 
 
 def _stage(table: Mapping[str, Any]) -> stages.Stage:

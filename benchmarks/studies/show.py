@@ -6,12 +6,13 @@ from statistics import mean
 from typing import Any
 
 from polypfed.core.files import write_atomic
-from studies import draw
+from studies import details, draw
 from studies.engine import Row
 from studies.study import Study
 
 MB = 1e6
-_HEAD = "| cell | mAP50 | points to {} | mAP50-95 | P | R | {} | images used | MB up | MB down | fewer bytes | CPU s |"
+_HEAD = "| cell | mAP50 | points to {} | mAP50-95 | P | R | {} | images used | MB up | MB down |"
+_BYTES = " fewer a round | MB in all | fewer in all |"  # where bytes are the question
 
 
 def write(study: Study, rows: Sequence[Row], folder: Path) -> str:
@@ -21,6 +22,8 @@ def write(study: Study, rows: Sequence[Row], folder: Path) -> str:
     text = table(study, rows)
     write_atomic(folder / "table.md", text.encode())
     write_atomic(folder / "plot.svg", draw.plot(study, by_cell(study, rows), caption(rows)))
+    if figure := draw.details(study, by_cell(study, rows), caption(rows)):
+        write_atomic(folder / "details.svg", figure)
     return text
 
 
@@ -33,21 +36,31 @@ def by_cell(study: Study, rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def table(study: Study, rows: Sequence[Row]) -> str:
-    """Means over seeds; bytes are those of one site in one round; differences are of the mean mAP50, in points."""
+    """Means over seeds; differences are of the mean mAP50, in points.
+
+    MB up and down are those of one site in one round; "MB in all" is what a site sends and receives in the whole run.
+    """
     cells = by_cell(study, rows)
     sites = sorted({s for row in rows for s in row["by_site"]})
-    head = _HEAD.format(study.against, " | ".join(sites))
+    head = _HEAD.format(study.against, " | ".join(sites)) + (_BYTES if study.plot == "bytes" else "") + " CPU s |"
     lines = [f"# {study.name}: {study.question}", "", head, "|---|" + "---:|" * (head.count("|") - 2)]
     base = cells.get(study.against)
-    lines += [_line(name, some, base, sites) for name, some in cells.items()]
+    for name, some in cells.items():
+        line = _line(name, some, base, sites) + (_bytes(some, base) if study.plot == "bytes" else [])
+        lines.append("| " + " | ".join([*line, f"{mean(r['cpu_s'] for r in some):.0f}"]) + " |")
     missing = sorted(
         {f"{c.name} (seed {c.seed})" for c in study.cells} - {f"{r['cell']} (seed {r['seed']})" for r in rows}
     )
-    lines += ["", caption(rows), *([f"Not run yet: {', '.join(missing)}."] if missing else [])]
+    lines += [
+        *details.tables(study, cells),
+        "",
+        caption(rows),
+        *([f"Not run yet: {', '.join(missing)}."] if missing else []),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def _line(name: str, some: Sequence[Row], base: Sequence[Row] | None, sites: Sequence[str]) -> str:
+def _line(name: str, some: Sequence[Row], base: Sequence[Row] | None, sites: Sequence[str]) -> list[str]:
     def of(metric: str) -> float:
         return mean(r[metric] for r in some)
 
@@ -59,16 +72,25 @@ def _line(name: str, some: Sequence[Row], base: Sequence[Row] | None, sites: Seq
         f"{mean(r['by_site'][s] for r in some):.3f}" if all(s in r["by_site"] for r in some) else "" for s in sites
     ]
     used = "pooled" if some[0]["settings"]["pool"] else f"{of('kept') / of('images'):.0%}"
-    cells += [used, *[f"{each(some, b):.2f}" for b in ("bytes_up", "bytes_down")]]
-    return "| " + " | ".join([*cells, _saved(some, base), f"{of('cpu_s'):.0f}"]) + " |"
+    return [*cells, used, *[f"{each(some, b):.2f}" for b in ("bytes_up", "bytes_down")]]
 
 
-def _saved(some: Sequence[Row], base: Sequence[Row] | None) -> str:
-    """Than the cell to compare with, both ways together."""
-    if not base:
-        return ""
-    ours, theirs = (sum(each(rows, way) for way in ("bytes_up", "bytes_down")) for rows in (some, base))
-    return f"{1 - ours / theirs:.1%}"
+def _bytes(some: Sequence[Row], base: Sequence[Row] | None) -> list[str]:
+    """Both ways together: fewer in a round than the cell to compare with; in the whole run; fewer in the whole run."""
+    fewer = ["", ""] if not base else [f"{saved(some, base):.1%}", f"{saved(some, base, whole=True):.1%}"]
+    return [fewer[0], f"{in_all(some):.2f}", fewer[1]]
+
+
+def saved(some: Sequence[Row], base: Sequence[Row], *, whole: bool = False) -> float:
+    """Share of the bytes of `base` that are not sent, in a round or in the whole run."""
+    ours, theirs = (in_all(r) if whole else each(r, "bytes_up") + each(r, "bytes_down") for r in (some, base))
+    return 1 - ours / theirs
+
+
+def in_all(some: Sequence[Row]) -> float:
+    """MB that a site sends and receives in the whole run."""
+    rounds = mean(r["settings"]["federation"]["rounds"] for r in some)
+    return float(rounds * (each(some, "bytes_up") + each(some, "bytes_down")))
 
 
 def score(some: Sequence[Row]) -> float:

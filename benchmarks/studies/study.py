@@ -66,6 +66,8 @@ class Study:
         against: the cell that the others are compared with, in points of mAP50.
         points: how far below it is near enough.
         plot: "curves", "bytes" or "bars".
+        details: what a second table and figure show: "rounds" (kept, confidence, minutes by round), "easy" (what was
+            forgotten), "losses" (and early stopping) and "levels" (P, R, F1 and images by confidence).
     """
 
     name: str
@@ -74,6 +76,7 @@ class Study:
     points: float
     plot: str
     cells: tuple[Cell, ...]
+    details: tuple[str, ...] = ()
 
 
 def only(study: Study, wanted: Sequence[str] | None) -> Study:
@@ -107,7 +110,8 @@ def load(name: str, budget: str, folder: Path = HERE) -> Study:
     if budget not in tables["budget"]:
         raise ConfigError(f"has no budget {budget!r}", where=path, remedy=f"It has: {sorted(tables['budget'])}")
     words = {k: tables[k] for k in ("question", "against", "plot")}
-    return Study(name, **words, points=tables.get("points", 1.0), cells=tuple(_cells(path, tables, budget)))
+    words |= {"points": tables.get("points", 1.0), "details": tuple(tables.get("details", ()))}
+    return Study(name, **words, cells=tuple(_cells(path, tables, budget)))
 
 
 def _cells(path: Path, tables: Mapping[str, Any], budget: str) -> Iterator[Cell]:
