@@ -66,19 +66,20 @@ def section(name: str, budget: str) -> Iterator[str]:
 
 def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     """The answer the rows give, in words made from figures alone."""
-    scores = {name: show.score(some) for name, some in show.by_cell(one, rows).items()}
-    base = scores.get(one.against)
+    cells = show.by_cell(one, rows)
+    base = cells.get(one.against)
     if base is None:
         return f"The cell to compare with, {one.against}, is not done yet."
-    others = {name: value for name, value in scores.items() if name != one.against}
-    if not others:
-        return f"{one.against}: mAP50 {base:.3f}; nothing to compare with it yet."
-    best = max(others, key=others.__getitem__)
-    within = [n for n, v in others.items() if 100 * (base - v) <= one.points]
+    apart = {name: found for name, some in cells.items() if (found := show.points(some, base)) is not None}
+    del apart[one.against]
+    if not apart:
+        return f"{one.against}: mAP50 {show.score(base):.3f}; nothing to compare with it yet."
+    best = max(apart, key=apart.__getitem__)
+    within = [name for name, found in apart.items() if found >= -one.points]
     near = f"Within {one.points:g} point{'s' * (one.points != 1)} of it: {', '.join(within) or 'none'}."
-    lead = f"Best of the others: {best}, {100 * (others[best] - base):+.1f} points."
+    lead = f"Best of the others: {best}, {apart[best]:+.1f} points."
     fewest = fewest_bytes(one, rows, within) if one.plot == "bytes" and within else ""
-    return f"{one.against}: mAP50 {base:.3f}. {lead} {near}{fewest}"
+    return f"{one.against}: mAP50 {show.score(base):.3f}. {lead} {near}{fewest}"
 
 
 def fewest_bytes(one: study.Study, rows: list[engine.Row], within: list[str]) -> str:

@@ -36,7 +36,7 @@ def by_cell(study: Study, rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def table(study: Study, rows: Sequence[Row]) -> str:
-    """Means over seeds; differences are of the mean mAP50, in points.
+    """Means over seeds; differences in points of mAP50 are over the seeds that both cells have.
 
     MB up and down are those of one site in one round; "MB in all" is what a site sends and receives in the whole run.
     """
@@ -65,8 +65,8 @@ def _line(name: str, some: Sequence[Row], base: Sequence[Row] | None, sites: Seq
         return mean(r[metric] for r in some)
 
     spread = f" ({min(r['map50'] for r in some):.3f} to {max(r['map50'] for r in some):.3f})" if len(some) > 1 else ""
-    points = "" if base is None else f"{100 * (of('map50') - mean(r['map50'] for r in base)):+.1f}"
-    cells = [name, f"**{of('map50'):.3f}**{spread}", points]
+    apart = None if base is None else points(some, base)
+    cells = [name, f"**{of('map50'):.3f}**{spread}", "" if apart is None else f"{apart:+.1f}"]
     cells += [f"{of(m):.3f}" for m in ("map50_95", "precision", "recall")]
     cells += [
         f"{mean(r['by_site'][s] for r in some):.3f}" if all(s in r["by_site"] for r in some) else "" for s in sites
@@ -96,6 +96,13 @@ def in_all(some: Sequence[Row]) -> float:
 def score(some: Sequence[Row]) -> float:
     """Mean mAP50 over the seeds."""
     return mean(r["map50"] for r in some)
+
+
+def points(some: Sequence[Row], base: Sequence[Row]) -> float | None:
+    """mAP50 above that of `base` in points, the mean over the seeds that both have; None without any."""
+    ours, theirs = ({r["seed"]: r["map50"] for r in rows} for rows in (some, base))
+    both = sorted(ours.keys() & theirs.keys())
+    return mean(100 * (ours[seed] - theirs[seed]) for seed in both) if both else None
 
 
 def each(some: Sequence[Row], direction: str) -> float:
