@@ -1,6 +1,7 @@
 # Needs make and Python 3.11. `make demo` goes from a fresh clone to a report; a second call reuses what is there.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRAS ?= all,dev
+JOBS   ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -15,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo    install into $(VENV) and run the demonstration: data, training at several sites, report"
-	@echo "make test    all tests, with coverage (core, federation and strategies: at least 95 % of lines)"
+	@echo "make test    all tests, JOBS=2 at a time, with coverage (core, federation and strategies: at least 95 % of lines)"
 	@echo "make check   lint, format, types, import layers"
 	@echo "make sbom    what is installed as CycloneDX (sbom.json), and known weaknesses; needs no network"
 	@echo "make format  let ruff rewrite what it can"
@@ -41,7 +42,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=
 	@echo "All of polypfed:"
 	@$(BIN)/python -m coverage report --skip-covered
 	@echo "core, federation, strategies (at least 95 %):"
