@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -40,7 +41,7 @@ def detect(
     kind = where.kind
     library = Delegate.parse(delegate) if delegate else None
     detector = LiteRTDetector(model, threads or cores(), library, conf, iou)
-    with contextlib.ExitStack() as stack:
+    with _written(jsonl or out), contextlib.ExitStack() as stack:
         lines: IO[str] | None = None
         if jsonl is not None:
             lines = sys.stdout if str(jsonl) == "-" else stack.enter_context(_open(jsonl))
@@ -63,6 +64,18 @@ def _quiet() -> Any:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def _written(path: Path | None) -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written, as one line."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of standard output has gone
+        raise
+    except OSError as error:
+        where = error.filename or path
+        raise DataError(f"cannot be written ({error.strerror})", where=where, remedy="Is the disk full?") from None
 
 
 def _open(path: Path) -> IO[str]:
