@@ -11,7 +11,7 @@ from _common import about, append, lines
 from polypfed.core.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results" / "edge"
-PACKAGES = ("polypfed", "numpy", "ai-edge-litert", "opencv-python-headless", "torch", "ultralytics")
+PACKAGES = ("polypfed", "numpy", "ai-edge-litert", "torch", "ultralytics")
 TITLES = {
     "patch": "New weights",
     "frames": "Frames of 1280 x 1024, yolov5n at 320, one thread",
