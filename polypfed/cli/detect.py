@@ -31,11 +31,13 @@ def detect(
     most: Annotated[int | None, typer.Option("--frames", help="Stop after so many frames.")] = None,
 ) -> None:
     """Find polyps in frames as they come."""
+    from polypfed.detect.latency import precision_of
     from polypfed.detect.litert import LiteRTDetector
     from polypfed.detect.live import LiveView
     from polypfed.detect.runtime import Delegate, cores
     from polypfed.detect.smooth import Smoother
     from polypfed.detect.sources import Source
+    from polypfed.detect.tflite import TFLite
 
     where = Source(source)
     kind = where.kind
@@ -47,7 +49,8 @@ def detect(
             lines = sys.stdout if str(jsonl) == "-" else stack.enter_context(_open(jsonl))
         view = None
         if live:
-            view = stack.enter_context(LiveView(port, model.stem, detector.precision, threshold))
+            precision = precision_of(TFLite(model.read_bytes(), model))
+            view = stack.enter_context(LiveView(port, model.stem, precision, threshold))
             console.print(f"live view: {view.url}", markup=False)
         writer = stack.enter_context(_Writer(out, kind, threshold)) if out else None
         totals = _loop(where, detector, Smoother(least=conf) if smooth else None, lines, view, writer, threshold, most)
