@@ -59,7 +59,7 @@ def ultralytics_predict(path: Path):
     return lambda frame: model.predict(frame[..., ::-1], imgsz=320, conf=0.25, verbose=False, device="cpu")[0]
 
 
-def train(work: Path, data: Path, imgsz: int, epochs: int) -> Path:
+def train(work: Path, data: Path, imgsz: int, epochs: int, seed: int = 1) -> Path:
     """A detector of Kvasir-SEG from COCO weights, some three minutes; kept in `work`."""
     import shutil
 
@@ -67,7 +67,7 @@ def train(work: Path, data: Path, imgsz: int, epochs: int) -> Path:
     from polypfed.core.messages import Task
     from polypfed.select import All
 
-    out, source = work / f"trained-{imgsz}.safetensors", data / "real" / "kvasir_seg"
+    out, source = work / f"trained-{imgsz}-{epochs}-{seed}.safetensors", data / "real" / "kvasir_seg"
     names = sorted(p.stem for p in (source / "images").glob("*.jpg"))
     np.random.default_rng(0).shuffle(names)
     for part, some in (("train", names[:320]), ("calibrate", names[320:352]), ("judge", names[352:])):
@@ -87,7 +87,7 @@ def train(work: Path, data: Path, imgsz: int, epochs: int) -> Path:
             warm_start=data / "weights" / "yolov5n_coco_fp16.npz",
         )
         spec, x = client.initial()
-        update = client.fit(Task(1, "fit", {"model": x}, {"seed": 1}))
+        update = client.fit(Task(1, "fit", {"model": x}, {"seed": seed}))
         save_model(out, spec, x + update.vectors["delta"])
     return out
 

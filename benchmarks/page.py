@@ -36,7 +36,9 @@ SCRIPTS = """## Scripts with a table of their own
 | How many rounds does each strategy need on sorted labels? | `polypfed bench strategies` |
 | Which strategy for four real centres? | `polypfed compare examples/strategies.toml` |
 | What does privacy cost in bytes and time? | `polypfed bench privacy --quick` |
-| What does a device manage? | `polypfed bench edge`, on it `polypfed bench latency FILE.tflite` |
+| What does a device manage? | `polypfed bench edge`, [its table](results/edge/table.md) |
+| What does training cost a board's detector? | `polypfed bench edge_loop --beside`, in the same table |
+| How fast is a model on this board? | `polypfed bench latency FILE.tflite` |
 | What does one machine spend on Flower's and NVFlare's simulations? | `cd benchmarks; python -m peers.run` |
 | Do Flower and NVFlare give the same model? | `polypfed bench on_flower`, `polypfed bench on_nvflare` |
 | How do selectors compare over seeds? | `polypfed bench study polypfed/demo.toml --seeds 0 1 2` |

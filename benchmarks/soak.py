@@ -73,10 +73,11 @@ def federation(case: str, folder: Path) -> tuple[Any, Any]:
 def memory_mb() -> float:
     """Resident anonymous memory of this process and its children."""
     parts = [int(x) for x in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
-    return sum(_anonymous(pid) for pid in [os.getpid(), *parts])
+    return sum(resident(pid) for pid in [os.getpid(), *parts])
 
 
-def _anonymous(pid: int) -> float:
+def resident(pid: int) -> float:
+    """Of one process, in MB."""
     found = [x for x in lines(f"/proc/{pid}/smaps_rollup") if x.startswith("Anonymous:")]
     return int(found[0].split()[1]) / 1024 if found else 0.0
 

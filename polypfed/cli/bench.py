@@ -75,17 +75,22 @@ def latency(
     with console.status("measuring"):
         rows = measure(models, threads or [cores()], library, some, runs, watts, hwmon)
     about = report(rows)
-    names = "model NPU precision threads ms p99 FPS W FPS/W frame FPS first ms load ms MB".replace("frame FPS", "frame")
-    out = Table(*names.replace("first ms", "first").replace("load ms", "load").split(), box=None)
+    network = Table("model", "NPU", "precision", "threads", "ms", "FPS", "W", "FPS/W", box=None)
+    around = Table("model", "threads", "p99 ms", "whole frame FPS", "first ms", "load ms", "MB", box=None)
     for row in rows:
         power = f"{row.watts:.2f}" if row.watts else "-"
         per_watt = f"{row.fps / row.watts:.2f}" if row.watts else "-"
-        numbers = [f"{row.invoke['mean']:.1f}", f"{row.invoke['p99']:.1f}", f"{row.fps:.1f}", power, per_watt]
-        rest = [f"{row.frame_fps:.1f} FPS", f"{row.first_ms:.0f} ms", f"{row.load_ms:.0f} ms", f"{row.memory_mb:.0f}"]
-        out.add_row(row.model, "yes" if row.npu else "no", row.precision, str(row.threads), *numbers, *rest)
+        name, threads_of = row.model, str(row.threads)
+        numbers = f"{row.invoke['mean']:.1f}", f"{row.fps:.1f}", power, per_watt
+        network.add_row(name, "yes" if row.npu else "no", row.precision, threads_of, *numbers)
+        rest = f"{row.frame_fps:.1f}", f"{row.first_ms:.0f}", f"{row.load_ms:.0f}", f"{row.memory_mb:.0f}"
+        around.add_row(name, threads_of, f"{row.invoke['p99']:.1f}", *rest)
     console.print(f"{about['machine']['cpu']}, {about['machine']['cores']} cores, {about['machine']['runtime']}")
-    console.print(out)
+    console.print(network)
+    console.print(around)
     usable = [r.model for r in rows if r.frame_fps >= USABLE]
-    console.print(f"At least {USABLE:.0f} whole frames per second: {', '.join(usable) or 'none'}", markup=False)
+    console.print(
+        f"At least {USABLE:.0f} whole frames per second: {', '.join(dict.fromkeys(usable)) or 'none'}", markup=False
+    )
     if as_json is not None:
         write_atomic(as_json, json.dumps(about, indent=1).encode() + b"\n")

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -30,23 +31,26 @@ def detect(
     most: Annotated[int | None, typer.Option("--frames", help="Stop after so many frames.")] = None,
 ) -> None:
     """Find polyps in frames as they come."""
+    from polypfed.detect.latency import precision_of
     from polypfed.detect.litert import LiteRTDetector
     from polypfed.detect.live import LiveView
     from polypfed.detect.runtime import Delegate, cores
     from polypfed.detect.smooth import Smoother
     from polypfed.detect.sources import Source
+    from polypfed.detect.tflite import TFLite
 
     where = Source(source)
     kind = where.kind
     library = Delegate.parse(delegate) if delegate else None
     detector = LiteRTDetector(model, threads or cores(), library, conf, iou)
-    with contextlib.ExitStack() as stack:
+    with _written(jsonl or out), contextlib.ExitStack() as stack:
         lines: IO[str] | None = None
         if jsonl is not None:
             lines = sys.stdout if str(jsonl) == "-" else stack.enter_context(_open(jsonl))
         view = None
         if live:
-            view = stack.enter_context(LiveView(port, model.stem, detector.precision, threshold))
+            precision = precision_of(TFLite(model.read_bytes(), model))
+            view = stack.enter_context(LiveView(port, model.stem, precision, threshold))
             console.print(f"live view: {view.url}", markup=False)
         writer = stack.enter_context(_Writer(out, kind, threshold)) if out else None
         totals = _loop(where, detector, Smoother(least=conf) if smooth else None, lines, view, writer, threshold, most)
@@ -63,6 +67,18 @@ def _quiet() -> Any:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def _written(path: Path | None) -> Iterator[None]:
+    """A disk that is full, or a folder that may not be written, as one line."""
+    try:
+        yield
+    except BrokenPipeError:  # the reader of standard output has gone
+        raise
+    except OSError as error:
+        where = error.filename or path
+        raise DataError(f"cannot be written ({error.strerror})", where=where, remedy="Is the disk full?") from None
 
 
 def _open(path: Path) -> IO[str]:

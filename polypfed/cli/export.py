@@ -28,17 +28,18 @@ def export(
 
     converter = Converter()
     if install_converter and not converter.ready:
-        converter.install(wheels, lambda line: console.print(line, markup=False))
+        with console.status("installing; this takes some minutes"):
+            converter.install(wheels, lambda line: console.print(line, markup=False))
     if _is_architecture(model):
         with console.status("converting; this takes a minute"):
             template = find_template(model, image_size, templates, converter)
         console.print(f"{template.where}: {', '.join(template.precisions)}", markup=False)
         return
+    if precision == "int8" and format == "tflite":
+        _gated(Path(model), out, image_size, frames, threshold, npu, templates, converter)
+        return
     suffix = "onnx" if format == "onnx" else "tflite"
     target = out or Path(f"{Path(model).stem}-{image_size}-{precision}.{suffix}")
-    if precision == "int8" and format == "tflite":
-        _gated(Path(model), target, image_size, frames, threshold, npu, templates, converter)
-        return
     about = export_model(
         Path(model), target, format, precision, image_size, npu=npu, templates=templates, converter=converter  # type: ignore[arg-type]  # checked there
     )  # fmt: skip
@@ -57,7 +58,7 @@ def _is_architecture(name: str) -> bool:
 
 def _gated(
     model: Path,
-    target: Path,
+    out: Path | None,
     image_size: int,
     frames: Path | None,
     threshold: float,
@@ -78,7 +79,7 @@ def _gated(
     images = list(_images(frames))
     with console.status(f"comparing with fp32 on {len(images)} images"):
         done = adapt(template, spec.views(vector), images, threshold=threshold, npu=npu)
-    target = target if done.precision == "int8" else target.with_stem(f"{target.stem}-{done.precision}")
+    target = out or Path(f"{model.stem}-{image_size}-{done.precision}.tflite")
     write_atomic(target, done.model)
     console.print(f"{target}: {done}, {len(done.model) / 1e6:.1f} MB", markup=False)
     if done.agreement:

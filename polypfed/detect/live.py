@@ -92,6 +92,7 @@ class LiveView(WebServer):
         self._cv2 = require("cv2", extra="edge")
         self._quality, self._lock = quality, threading.Lock()
         self._image: Pixels | None = None
+        self._told: Pixels | None = None  # the frame that the last state told of: the page fetches it next
         self._state: dict[str, Any] = {"number": None, "confidence": None, "detections": None, "fps": None}
         self._state |= {"model": model, "precision": precision, "threshold": threshold, "ended": False}
         super().__init__(port=port, policy=_POLICY, where="--live")
@@ -117,9 +118,9 @@ class LiveView(WebServer):
             return dict(self._state)
 
     def jpeg(self) -> bytes | None:
-        """The newest frame, compressed."""
+        """The frame that the last answer to /state was about, or else the newest, compressed."""
         with self._lock:
-            image = self._image
+            image, self._told = (self._image if self._told is None else self._told), None
         if image is None:
             return None
         settings = [self._cv2.IMWRITE_JPEG_QUALITY, self._quality]
@@ -131,6 +132,8 @@ class LiveView(WebServer):
         if asked.path == "/":
             return Answer(PAGE.encode(), HTML)
         if asked.path == "/state":
-            return Answer(json.dumps(self.state()).encode(), JSON)
+            with self._lock:
+                self._told, state = self._image, dict(self._state)
+            return Answer(json.dumps(state).encode(), JSON)
         image = self.jpeg() if asked.path == "/frame.jpg" else None
         return Answer(b"nothing here", code=404) if image is None else Answer(image, "image/jpeg")

@@ -49,10 +49,13 @@ def box_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float32]:
     >>> [round(float(v), 3) for v in box_iou([[0, 0, 2, 2]], [[1, 0, 3, 2], [2, 2, 3, 3]])[0]]
     [0.333, 0.0]
     """
-    first, second = np.asarray(a, np.float32).reshape(-1, 1, 4), np.asarray(b, np.float32).reshape(1, -1, 4)
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(first[..., :2], second[..., :2])
-    overlap = np.clip(sides, 0, None).prod(-1)
-    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1)
+    # Edge by edge: on a last axis of two, NumPy takes five times as long.
+    left, top, right, bottom = np.asarray(a, np.float32).reshape(-1, 4).T[..., None]
+    other_left, other_top, other_right, other_bottom = np.asarray(b, np.float32).reshape(-1, 4).T
+    width = np.maximum(np.minimum(right, other_right) - np.maximum(left, other_left), 0)
+    height = np.maximum(np.minimum(bottom, other_bottom) - np.maximum(top, other_top), 0)
+    areas = (right - left) * (bottom - top) + (other_right - other_left) * (other_bottom - other_top)
+    overlap = width * height
     return np.asarray(overlap / (areas - overlap + 1e-7), np.float32)
 
 

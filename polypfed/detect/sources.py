@@ -114,14 +114,13 @@ class Source:
 
     def _open(self, cv2: Any, kind: str, number: int) -> Any:
         where: str | int = int(self.text) if self.text.isdigit() else self.text
-        level = cv2.getLogLevel() if hasattr(cv2, "getLogLevel") else None
-        if level is not None:
-            cv2.setLogLevel(0)  # its own messages would name no way out
+        said = cv2.utils.logging if hasattr(cv2.utils, "logging") else cv2  # OpenCV 5, OpenCV 4
+        level = said.getLogLevel()
+        said.setLogLevel(0)  # its own messages would name no way out
         try:
             capture = cv2.VideoCapture(where)
         finally:
-            if level is not None:
-                cv2.setLogLevel(level)
+            said.setLogLevel(level)
         if capture.isOpened():
             return capture
         capture.release()

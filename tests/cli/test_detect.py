@@ -105,6 +105,12 @@ def test_mistakes_are_one_line(model, folder, tmp_path):
         run("detect", folder, "-m", tmp_path / "bad.tflite")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(model, folder):
+    with pytest.raises(DataError, match=r"/dev/full: cannot be written \(No space left on device\)"):
+        run("detect", folder, "-m", model, "--jsonl", "/dev/full")
+
+
 def test_export_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYPFED_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("POLYPFED_CONVERTER", raising=False)

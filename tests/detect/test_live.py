@@ -48,6 +48,17 @@ def test_page_state_and_frame():
         assert b"https://" not in body
 
 
+def test_the_picture_is_that_of_the_figures():
+    """Frames go on between the two requests of the page."""
+    with LiveView() as view:
+        view.show(np.full((8, 8, 3), 250, np.uint8), 0, 1, 0.9, 25.0)
+        assert json.loads(get(view.url + "state")[2])["number"] == 0
+        view.show(np.zeros((8, 8, 3), np.uint8), 1, 0, 0.0, 25.0)
+        bright, dark = (cv2.imdecode(np.frombuffer(get(view.url + "frame.jpg")[2], np.uint8), 1) for _ in range(2))
+        assert bright.min() > 200
+        assert dark.max() < 50
+
+
 def test_only_this_machine_may_look():
     with LiveView() as view:
         view.show(np.zeros((8, 8, 3), np.uint8), 0, 0, 0.0, 1.0)

@@ -77,7 +77,7 @@ class Converter:
             (site / "zz-polypfed-shared.pth").write_text("\n".join(sorted(folders)) + "\n")
         source = ["--no-index", "--find-links", str(wheels)] if wheels else []
         wanted = [*PINS, *ONNX, *(() if shared else OWN)]
-        tell(f"installing {', '.join(wanted)}")
+        tell(f"installing {', '.join(wanted)}: {1 if shared else 7} GB, some minutes")
         self._run([str(self.python), "-m", "pip", "install", "--quiet", *source, *wanted], "install the converter")
         self._run([str(self.python), "-c", "import litert_torch, ai_edge_quantizer, onnx"], "load the converter")
         write_atomic(self.folder / "polypfed.json", json.dumps({"pins": [*PINS, *ONNX]}).encode())
