@@ -28,7 +28,8 @@ def export(
 
     converter = Converter()
     if install_converter and not converter.ready:
-        converter.install(wheels, lambda line: console.print(line, markup=False))
+        with console.status("this takes some minutes; pip unpacks 1 GB"):
+            converter.install(wheels, lambda line: console.print(line, markup=False))
     if _is_architecture(model):
         with console.status("converting; this takes a minute"):
             template = find_template(model, image_size, templates, converter)
