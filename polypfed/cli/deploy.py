@@ -18,6 +18,9 @@ def flower(
     study: Annotated[Path | None, typer.Option(help="The study's TOML file; server and sites get a copy.")] = None,
     site: Annotated[list[str] | None, typer.Option(help="A site's name; once per site.")] = None,
     data: Annotated[list[Path] | None, typer.Option(help="Each site's folder of train/ and val/, in order.")] = None,
+    join: Annotated[
+        list[Path] | None, typer.Option(help="NAME.join.json of a site that ran `polypfed init site`; once per site.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Name or address of the server, as sites reach it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Its port, the only one to open.")] = 8443,
     client: Annotated[str | None, typer.Option(help="MODULE:FUNCTION of your own clients, instead of a study.")] = None,
@@ -25,18 +28,21 @@ def flower(
 ) -> None:
     """Write a deployment on Flower: keys, certificates, scripts, units, the app for `flwr run`, and READMEs."""
     from polypfed.backends.flower import deploy
+    from polypfed.backends.flower.join import Join
 
-    names = site or []
+    names, joined = site or [], [Join.read(path) for path in join or []]
     folders = [str(path.absolute()) for path in data or []]
     if folders and len(folders) != len(names):
         raise typer.BadParameter("give one --data for each --site, in the same order")
     if (client is None) != (federation is None) or (client and study):
         raise typer.BadParameter("give --client and --federation together, and no --study")
     settings = {n: {"data": p} for n, p in zip(names, folders or ["data"] * len(names), strict=True)}
-    plan = deploy.Plan(names, host, port, study, settings=settings)
+    plan = deploy.Plan(names, host, port, study, settings=settings, joined=joined)
     if client and federation:
         plan = replace(plan, client=client, federation=federation, settings=settings if folders else None)
     made = deploy.write(directory, plan)
+    for each in joined:
+        console.print(f"{each.name}: compare by telephone, SHA-256 {each.digest}", markup=False)
     console.print(f"Written: {made}. Begin with {made / 'README.md'}", markup=False)
 
 

@@ -50,11 +50,12 @@ polypfed bench named privacy --quick""",
     "keys rotate": "polypfed keys rotate runs/study --keys keys",
     "keys inspect": "polypfed keys inspect keys/identity.key",
     "deploy flower": """polypfed deploy flower fed --study study.toml --site north --site south --host fed.example.org
+polypfed deploy flower fed --study study.toml --join north.join.json --join south.join.json
 polypfed deploy flower fed --site north --site south --client mine:client --federation mine:federation""",
     "deploy run": "polypfed deploy run server/",
     "deploy nvflare": "polypfed deploy nvflare fed --study study.toml --site north --site south",
     "site run": "polypfed site run site.toml",
-    "site dry-run": "polypfed site dry-run site.toml",
+    "site dry-run": "polypfed site dry-run site.toml\npolypfed site dry-run site.toml --approve",
     "nvflare fit": "polypfed nvflare fit kits/north",
     "nvflare run": "polypfed nvflare run kits/admin --name study --rounds 10",
     "nvflare status": "polypfed nvflare status kits/admin",

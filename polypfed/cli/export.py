@@ -28,7 +28,7 @@ def export(
 
     converter = Converter()
     if install_converter and not converter.ready:
-        with console.status("installing; this takes some minutes"):
+        with console.status("this takes some minutes; pip unpacks 1 GB"):
             converter.install(wheels, lambda line: console.print(line, markup=False))
     if _is_architecture(model):
         with console.status("converting; this takes a minute"):

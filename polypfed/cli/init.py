@@ -1,13 +1,13 @@
 """`polypfed init`: commented starters for each role. Nothing is overwritten."""
 
-import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from polypfed.backends.texts import unit
+from polypfed.backends.texts import POLICY, unit
 from polypfed.cli.show import console
 from polypfed.core.errors import ConfigError
 from polypfed.core.extras import require
@@ -37,14 +37,23 @@ def site(
 ) -> None:
     """A site of a Flower deployment: its settings and a key pair of its own, whose private half never leaves it."""
     site_names([name])
-    require("cryptography", extra="flower")
+    require("flwr", extra="flower")
     from polypfed.backends.flower.certificates import site_keys
+    from polypfed.backends.flower.join import Join
+    from polypfed.backends.site_file import KEYS
+    from polypfed.privacy.keyring import IDENTITY
+    from polypfed.privacy.roster import Identity
 
     private, public = site_keys()
-    digest = hashlib.sha256(public).hexdigest()
-    text = starter("site.toml").format(name=name, server=server, digest=digest)
-    _write(folder, {"site.toml": text, "site.pub": public.decode()}, {"site.key": private})
-    console.print(f"Send {folder / 'site.pub'} to the server's owner. SHA-256: {digest}", markup=False)
+    identity = Identity.create(name)
+    join = Join(identity.public, public)
+    text = starter("site.toml").format(name=name, server=server, digest=join.digest) + POLICY
+    _free(folder, [f"{KEYS}/{IDENTITY}"])
+    told = {"site.toml": text, "site.pub": public.decode(), f"{name}.join.json": join.data.decode()}
+    _write(folder, told, {"site.key": private})
+    (folder / KEYS).mkdir(mode=0o700, exist_ok=True)
+    identity.save(folder / KEYS / IDENTITY)
+    console.print(f"Send {folder / name}.join.json to the server's owner. SHA-256: {join.digest}", markup=False)
     console.print(f"Next: polypfed doctor site {folder / 'site.toml'}", markup=False)
 
 
@@ -84,6 +93,12 @@ def starter(name: str) -> str:
     return files("polypfed.cli.starters").joinpath(name).read_text(encoding="utf-8")
 
 
+def _free(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if (folder / name).exists():
+            raise ConfigError("exists already", where=folder / name, remedy="Choose another folder, or remove it")
+
+
 def _write(folder: Path, texts: dict[str, str], secrets: dict[str, bytes] | None = None) -> None:
     """Write all or nothing.
 
@@ -91,9 +106,7 @@ def _write(folder: Path, texts: dict[str, str], secrets: dict[str, bytes] | None
         ConfigError: one of the files exists, or the folder cannot be written.
     """
     secrets = secrets or {}
-    for name in (*texts, *secrets):
-        if (folder / name).exists():
-            raise ConfigError("exists already", where=folder / name, remedy="Choose another folder, or remove it")
+    _free(folder, [*texts, *secrets])
     try:
         for name, data in secrets.items():
             write_atomic(folder / name, data, mode=0o600)

@@ -46,6 +46,22 @@ def revoke(file: File, plan: Annotated[str, typer.Argument(help="The plan's hash
     console.print(f"no longer approved: {plan}", markup=False)
 
 
+def approve_study(file: Path) -> None:
+    """Approve what the study asks for that `site.toml` names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    from polypfed.backends.site_file import SiteFile
+
+    site, (_, plans) = SiteFile.load(file), _open(file)
+    study = site.settings.get("study")
+    if not isinstance(study, str):
+        remedy = "Approve the server's plan by its hash: polypfed policy show"
+        raise ConfigError("[settings] names no study to approve", where=file, remedy=remedy)
+    console.print(f"approved: {plans.approve(_of(file.absolute().parent / study, clip=True))}", markup=False)
+
+
 def _open(file: Path):  # type: ignore[no-untyped-def]  # both types are of rooms that are imported late
     from polypfed.backends.site_file import SiteFile
     from polypfed.clients.plans import Plans

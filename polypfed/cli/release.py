@@ -143,7 +143,8 @@ def install(
     from polypfed.release.install import install as run
     from polypfed.release.smoke import Reference
 
-    done = run(folder, source, Reference(reference, patience))
+    with console.status("trying it on the reference images"):
+        done = run(folder, source, Reference(reference, patience))
     console.print(
         "nothing newer" if done is None else f"version {done.card.version} boots next, on trial", markup=False
     )

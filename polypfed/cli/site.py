@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from polypfed.cli import policy
+from polypfed.cli.codes import Code
 from polypfed.cli.show import console
 
 app = typer.Typer(help="A site of a deployment.", no_args_is_help=True, rich_markup_mode=None)
@@ -29,6 +31,7 @@ def run(
 def dry_run(
     file: File,
     strategy: Annotated[str, typer.Option(help="Strategy whose client half is tried.")] = "fedavg",
+    approve: Annotated[bool, typer.Option("--approve", help="If all is well, let the study run here.")] = False,
 ) -> None:
     """Check everything, train once, and show what would be sent; nothing is."""
     from polypfed.backends.flower.dry_run import dry_run as attempt
@@ -37,4 +40,9 @@ def dry_run(
         found = attempt(file, strategy)
     for line in found.lines():
         console.print(line, markup=False, highlight=False)
-    raise typer.Exit(0 if found.good else 1)
+    if not found.good:
+        raise typer.Exit(Code.ERROR)
+    if approve:
+        policy.approve_study(file)
+    else:
+        console.print(f"To let the study run here: polypfed site dry-run {file} --approve", markup=False)

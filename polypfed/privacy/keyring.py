@@ -10,7 +10,7 @@ from polypfed.core.files import write_atomic
 from polypfed.core.messages import strict_json
 from polypfed.privacy.errors import KeyRefused
 from polypfed.privacy.frames import Signer, Verifier
-from polypfed.privacy.roster import Identity, Roster
+from polypfed.privacy.roster import Identity, Member, Roster
 
 IDENTITY, ROSTER = "identity.key", "roster.json"
 SERVER_NAME = "server"
@@ -70,21 +70,29 @@ def member_verifiers(folder: str | Path) -> dict[str, Verifier]:
 
 
 def provision(
-    names: Sequence[str], root: Path, *, sites: Mapping[str, Path] | None = None, server: Path | None = None
+    names: Sequence[str],
+    root: Path,
+    *,
+    sites: Mapping[str, Path] | None = None,
+    server: Path | None = None,
+    known: Mapping[str, Member] | None = None,
 ) -> None:
     """Identities for every site of a simulation and its server, and the roster of all, below `root`; kept if there.
 
     Args:
         sites, server: their `keys` folders, where those are elsewhere.
+        known: public keys of sites that have an identity of their own; they get the roster alone.
 
     Real sites make their own identity and compare the roster by fingerprint: `polypfed keys`.
     """
     folders = dict(sites) if sites else {name: root / "sites" / name / "keys" for name in names}
     folders[SERVER_NAME if SERVER_NAME not in names else "server-"] = server or root / "keys"
-    members = {}
+    members = dict(known or {})
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
         os.chmod(folder, 0o700)
+        if name in members:
+            continue
         if not (folder / IDENTITY).exists():
             Identity.create(name).save(folder / IDENTITY)
         members[name] = Identity.load(folder / IDENTITY).public

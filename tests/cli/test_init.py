@@ -1,7 +1,9 @@
 """Starters: they parse, they pass doctor, they name every setting, and they overwrite nothing."""
 
+import json
 import re
 import shlex
+import shutil
 import socket
 import stat
 import tomllib
@@ -19,7 +21,9 @@ from polypfed import config as configs
 from polypfed.cli import app
 from polypfed.cli.init import starter
 from polypfed.config import Config
+from polypfed.core.errors import ConfigError
 from polypfed.doctor import Asked, examine
+from polypfed.privacy.keyring import open_keys
 
 
 def polypfed(*arguments: object) -> str:
@@ -76,6 +80,41 @@ def test_a_sites_starter_needs_only_what_the_server_gives(tmp_path: Path) -> Non
     assert digest is not None
 
 
+def test_a_site_that_made_its_keys_is_deployed_by_its_public_halves(tmp_path: Path) -> None:
+    """What the server's owner writes completes what the site has; nothing of it is secret, and both ends agree."""
+    own, fed = tmp_path / "own", tmp_path / "fed"
+    said = polypfed("init", "site", own, "--name", "north", "--server", f"127.0.0.1:{free()}")
+    assert "approve = true" in (own / "site.toml").read_text()
+    assert stat.S_IMODE((own / "keys" / "identity.key").stat().st_mode) == 0o600
+    polypfed("init", "researcher", tmp_path)
+    command = ("deploy", "flower", fed, "--study", tmp_path / "study.toml", "--site", "south", "--join")
+    told = polypfed(*command, own / "north.join.json")
+    (digest,) = re.findall(r"[0-9a-f]{64}", told)
+    assert digest in said
+    assert digest in (own / "site.toml").read_text()
+    given = fed / "sites" / "north"
+    assert {p.name for p in given.rglob("*.key")} == set()
+    assert not {p.name for p in given.iterdir()} & {p.name for p in own.iterdir()} - {"keys"}
+    assert (fed / "server" / "sites" / "north.pub").read_bytes() == (own / "site.pub").read_bytes()
+    shutil.copytree(given, own, dirs_exist_ok=True)
+    identity, roster = open_keys(own / "keys")
+    assert roster["north"] == identity.public
+    assert roster.names == ["north", "south"]
+    assert {what for what in errors("site", own / "site.toml") if not what.startswith(("server", "data"))} == set()
+
+
+def test_a_join_file_that_was_changed_is_refused(tmp_path: Path) -> None:
+    polypfed("init", "site", tmp_path / "own", "--name", "north")
+    path = tmp_path / "own" / "north.join.json"
+    good = json.loads(path.read_text())
+    for change in ({"node": "ssh-ed25519 AAAA"}, {"signing": "00"}, {"name": "../up"}, {"more": 1}, {"node": None}):
+        path.write_text(json.dumps(good | change))
+        done = CliRunner().invoke(app, ["deploy", "flower", str(tmp_path / "fed"), "--join", str(path)])
+        assert isinstance(done.exception, ConfigError), change
+        assert str(path) in str(done.exception)
+    assert not (tmp_path / "fed").exists()
+
+
 def test_a_servers_starter_passes_doctor(tmp_path: Path) -> None:
     polypfed("init", "server", tmp_path / "fed", "--site", "north", "--site", "south", "--port", free())
     assert errors("server", tmp_path / "fed" / "server") == set()
@@ -98,10 +137,16 @@ def test_a_devices_command_is_one_that_polypfed_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("role", ["researcher", "site", "device"])
 def test_nothing_is_overwritten(role: str, tmp_path: Path) -> None:
     polypfed("init", role, tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    done = CliRunner().invoke(app, ["init", role, str(tmp_path)])
-    assert "exists already" in str(done.exception)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for path in before:  # whichever of them is left
+        others = [other for other in before if other != path]
+        for other in others:
+            other.unlink()
+        done = CliRunner().invoke(app, ["init", role, str(tmp_path)])
+        assert "exists already" in str(done.exception), path
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == {path: before[path]}
+        for other in others:
+            other.write_bytes(before[other])
 
 
 def free() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 from polypfed.backends.flower import templates
 from polypfed.backends.flower.certificates import Authority, pem, private_pem, site_keys, write_secret
+from polypfed.backends.flower.join import Join
 from polypfed.backends.flower.server_app import ServerFile, until_free
 from polypfed.backends.flower.site import environment, program
 from polypfed.backends.site_file import KEYS
@@ -40,6 +41,7 @@ class Plan:
         study: a study's TOML file; server and sites each get a copy.
         client: makes a site's client. federation: makes the server's federation.
         settings: of the client, by site, beside the study. server_settings: of the federation, beside the study.
+        joined: further sites, which have made their keys and settings themselves.
     """
 
     sites: Sequence[str]
@@ -50,6 +52,12 @@ class Plan:
     federation: str = "polypfed.remote:federation"
     settings: Mapping[str, Mapping[str, Any]] | None = None
     server_settings: Mapping[str, Any] | None = None
+    joined: Sequence[Join] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all sites."""
+        return [*self.sites, *(join.name for join in self.joined)]
 
 
 def write(folder: str | Path, plan: Plan) -> Path:
@@ -62,8 +70,8 @@ def write(folder: str | Path, plan: Plan) -> Path:
         ConfigError: the folder exists, a name cannot name a site, or the study cannot be read.
     """
     folder = Path(folder).absolute()
-    site_names(list(plan.sites))
-    if not plan.sites:
+    site_names(plan.names)
+    if not plan.names:
         raise ConfigError("there is no site", where="sites", remedy="Name at least one")
     if folder.exists():
         raise ConfigError("exists already", where=folder, remedy="Choose another, or remove it: its keys would be lost")
@@ -76,8 +84,11 @@ def write(folder: str | Path, plan: Plan) -> Path:
     _server(folder / "server", plan, authority)
     for index, name in enumerate(plan.sites):
         _site(folder, name, _PORT_OF_SITES + index, plan)
-    keyring.provision(plan.sites, folder, server=folder / "server" / KEYS)
-    (folder / "README.md").write_text(templates.readme(plan.host, plan.port, plan.sites))
+    for join in plan.joined:
+        _joined(folder, join, plan)
+    known = {join.name: join.member for join in plan.joined}
+    keyring.provision(plan.names, folder, server=folder / "server" / KEYS, known=known)
+    (folder / "README.md").write_text(templates.readme(plan.host, plan.port, plan.sites, list(known)))
     return folder
 
 
@@ -97,7 +108,7 @@ def _server(server: Path, plan: Plan, authority: Authority) -> None:
     _script(server / "start.sh", templates.server_start(plan.port))
     _script(server / "run.sh", templates.server_run())
     (server / "polypfed-superlink.service").write_text(templates.server_unit())
-    (server / "README.md").write_text(templates.server_readme(plan.host, plan.port, plan.sites))
+    (server / "README.md").write_text(templates.server_readme(plan.host, plan.port, plan.names))
     _connection(server, plan.port)
 
 
@@ -115,6 +126,18 @@ def _site(folder: Path, name: str, port: int, plan: Plan) -> None:
     _script(site / "start.sh", templates.site_start())
     (site / "polypfed-site.service").write_text(templates.site_unit(name))
     (site / "README.md").write_text(templates.site_readme(name, server))
+
+
+def _joined(folder: Path, join: Join, plan: Plan) -> None:
+    """What a site lacks that made its own keys and settings: it puts this beside them."""
+    site = folder / "sites" / join.name
+    site.mkdir(parents=True)
+    shutil.copy(folder / "ca" / "ca.crt", site / "ca.crt")
+    (folder / "server" / "sites" / f"{join.name}.pub").write_bytes(join.node)
+    _with_study(site, plan, {})
+    _script(site / "start.sh", templates.site_start())
+    (site / "polypfed-site.service").write_text(templates.site_unit(join.name))
+    (site / "README.md").write_text(templates.site_readme(join.name, f"{plan.host}:{plan.port}"))
 
 
 def _with_study(target: Path, plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from polypfed.backends.site_file import about, call, read, tracked, with_keys
 from polypfed.core.errors import BackendError, ConfigError, PolypfedError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
+from polypfed.core.messages import Update
 from polypfed.core.rundir import RunDirectory
 from polypfed.federation import Event, Federation, recorded
 from polypfed.track import TrackSettings
@@ -140,6 +141,8 @@ def _speak() -> None:
 def _tell(event: Event) -> None:
     if event.kind in ("round", "saved", "abandoned"):
         log.info("round %d: %s", event.round, {"round": "begins", "saved": "saved"}.get(event.kind, "too few updates"))
+    elif event.kind == "fit" and isinstance(event.reply, Update):
+        log.info("round %d: %s has trained", event.round, event.site)
 
 
 def until_free(directory: Path, seconds: float = 60.0) -> None:

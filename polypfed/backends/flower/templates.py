@@ -117,19 +117,22 @@ state = "state"     # what this site keeps between rounds: back it up, or the ru
 {table("settings", settings)}{POLICY}{table("flower", engine)}"""
 
 
-def readme(host: str, port: int, sites: Sequence[str]) -> str:
+def readme(host: str, port: int, sites: Sequence[str], joined: Sequence[str] = ()) -> str:
     """The folder's own README."""
     folders = "\n".join(
         f"- `sites/{name}/` goes to {name}; `site.key` and `keys/identity.key` in it are that site's secrets."
         for name in sites
     )
+    folders += "".join(
+        f"\n- `sites/{name}/` goes to {name}, which has its keys already; nothing in it is secret." for name in joined
+    )
     return f"""# A polypfed deployment on Flower
 
-Server: `{host}:{port}`. Sites: {", ".join(sites)}.
+Server: `{host}:{port}`. Sites: {", ".join([*sites, *joined])}.
 
 - `ca/` signs the server's certificate. Keep it off the server; it is needed again when the certificate is renewed.
 - `server/` goes to the server. Only port {port} must be reachable; sites dial out.
-{folders}
+{folders.strip()}
 
 Hand the folders over by a way you trust, and delete your copies of the secrets. Each folder has a README of its own.
 """
@@ -168,11 +171,11 @@ labels and file names never do. It opens no port to the outside: it dials out to
 
 1. Install: `pip install 'polypfed[flower,yolo]'`; with `he` in the brackets too if the study is encrypted.
 2. Look at `site.toml`. The private key `site.key` must stay readable by its owner only (mode 0600).
-3. `polypfed site dry-run site.toml` checks everything, trains once on this site's data, and shows what would be sent.
-   It sends nothing.
-4. `polypfed policy approve site.toml --study study.toml` lets the federation do here what the study says, and nothing
-   else. Without a study, `polypfed policy show site.toml` lists what the server has asked for; approve it by its hash.
-5. `./start.sh` joins (or enable `polypfed-site.service`). It may be stopped and started at any time.
+3. `polypfed site dry-run site.toml --approve` checks everything, trains once on this site's data, and shows what would
+   be sent; it sends nothing. If all is well, the federation may then do here what the study says, and nothing else.
+   Leave `--approve` out to look first. Without a study, `polypfed policy show site.toml` lists what the server has
+   asked for; `polypfed policy approve` approves it by its hash.
+4. `./start.sh` joins (or enable `polypfed-site.service`). It may be stopped and started at any time.
 
 `polypfed audit show state` tells what was asked of this site and what left it; `polypfed audit export` writes it for a
 data protection officer. `keys/identity.key` signs this site's updates: keep it secret (mode 0600).

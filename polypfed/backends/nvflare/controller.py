@@ -22,7 +22,7 @@ from polypfed.backends.site_file import about, call, read, tracked, with_keys
 from polypfed.core.errors import ConfigError, PolypfedError
 from polypfed.core.files import write_atomic
 from polypfed.core.history import History
-from polypfed.core.messages import Reply, Task
+from polypfed.core.messages import Reply, Task, Update
 from polypfed.core.settings import site_names
 from polypfed.federation import Event, Federation, recorded
 from polypfed.track import TrackSettings
@@ -154,6 +154,8 @@ class _Sites:
 def _tell(event: Event) -> None:
     if event.kind in ("round", "saved", "abandoned"):
         log.info("round %d: %s", event.round, {"round": "begins", "saved": "saved"}.get(event.kind, "too few updates"))
+    elif event.kind == "fit" and isinstance(event.reply, Update):
+        log.info("round %d: %s has trained", event.round, event.site)
     elif (reason := getattr(event.reply, "reason", "")) != "":
         log.warning("round %d: %s: %s", event.round, event.site, reason)
 
