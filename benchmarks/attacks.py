@@ -51,7 +51,8 @@ CENTRES = ("kvasir_seg", "polypgen_c1", "polypgen_c2", "polypgen_c3", "polypgen_
 WHO = CENTRES[0]
 REDUCERS: dict[str, Any] = {
     "mean": pf.Mean(),
-    "default": pf.NormClip(),
+    "default": pf.NormClip(refuse_opposed=True),
+    "clip alone": pf.NormClip(),
     "median": pf.Median(),
     "trimmed mean": pf.TrimmedMean(0.2),
     "Krum": pf.Krum(f=1),

@@ -60,6 +60,10 @@ def test_the_default_bounds_every_attack(attacks: Any, name: str) -> None:
         assert error(attacks, pf.Mean(), name) > 0.6, "the plain mean is at best half-way from where it began"
 
 
+def test_the_default_of_the_table_is_that_of_deployments(attacks: Any) -> None:
+    assert clipped(pf.strategies.FedAvg()).reducer == attacks.REDUCERS["default"]
+
+
 @pytest.mark.parametrize("name", ["median", "trimmed mean", "Krum", "multi-Krum", "geometric median"])
 @pytest.mark.parametrize("attack", NAMES)
 def test_the_other_rules_bound_them_too(attacks: Any, name: str, attack: str) -> None:
