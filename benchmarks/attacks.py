@@ -9,7 +9,7 @@ follows the protocol, passes the gate and, but for what it sends, trains as it s
 the same model: COCO weights, then --honest rounds without an attack. The site is malicious in the --rounds after these,
 at a third of the learning rate: at the whole of it, chance moves the score by more than most attacks.
 The score is the mean over the validation images of the four honest centres; the loss is against the plain mean of five
-honest sites. "absent" is the plain mean without the fifth site: what a rule could reach that drops it.
+honest sites of the same seed. "absent" is the plain mean without the fifth site: what a rule could reach that drops it.
 
 sign flip     -4 times its update: in a plain mean, the other four cancelled
 scaling       100 times its update
@@ -51,7 +51,8 @@ CENTRES = ("kvasir_seg", "polypgen_c1", "polypgen_c2", "polypgen_c3", "polypgen_
 WHO = CENTRES[0]
 REDUCERS: dict[str, Any] = {
     "mean": pf.Mean(),
-    "default": pf.NormClip(),
+    "default": pf.NormClip(refuse_opposed=True),
+    "clip alone": pf.NormClip(),
     "median": pf.Median(),
     "trimmed mean": pf.TrimmedMean(0.2),
     "Krum": pf.Krum(f=1),
@@ -262,14 +263,23 @@ def key(settings: Mapping[str, Any]) -> str:
     return json.dumps(named, sort_keys=True)
 
 
-def losses(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """(attack, reducer) -> points of mAP50 below the plain mean of honest sites, mean over the seeds."""
+def losses(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[float]]:
+    """(attack, reducer) -> points of mAP50 below the plain mean of honest sites, one for each seed."""
     base = {r["seed"]: r["map50"] for r in rows if (r["attack"], r["reducer"]) == ("none", "mean")}
     found: dict[tuple[str, str], list[float]] = {}
-    for r in rows:
+    for r in sorted(rows, key=lambda r: r["seed"]):
         if r["seed"] in base:
             found.setdefault((r["attack"], r["reducer"]), []).append(100 * (base[r["seed"]] - r["map50"]))
-    return {pair: mean(some) for pair, some in found.items()}
+    return found
+
+
+def points(lost: Sequence[float]) -> str:
+    """The mean, and the range if there is one.
+
+    >>> points([1.04]), points([1.0, 2.0, -0.5])
+    ('+1.0', '+0.8 (-0.5 to +2.0)')
+    """
+    return f"{mean(lost):+.1f}" + (f" ({min(lost):+.1f} to {max(lost):+.1f})" if len(lost) > 1 else "")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -278,20 +288,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     reducers = [r for r in REDUCERS if any(pair[1] == r for pair in lost)]
     out = [f"| reducer | {' | '.join(ATTACKS)} |", "|---|" + "---:|" * len(ATTACKS)]
     for reducer in reducers:
-        cells = [f"{lost[a, reducer]:+.1f}" if (a, reducer) in lost else "" for a in ATTACKS]
+        cells = [points(lost[a, reducer]) if (a, reducer) in lost else "" for a in ATTACKS]
         out.append(f"| {reducer} | {' | '.join(cells)} |")
-    base = [r["map50"] for r in rows if (r["attack"], r["reducer"]) == ("none", "mean")]
-    out += [
-        "",
-        f"Points of mAP50 lost against the plain mean of five honest sites ({mean(base):.3f}); below 0: gained.",
-    ]
+    base = lost.get(("none", "mean"), [])
+    level = mean(r["map50"] for r in rows if (r["attack"], r["reducer"]) == ("none", "mean"))
+    out += ["", f"Points of mAP50 lost against the plain mean of five honest sites ({level:.3f}); below 0: gained."]
+    if len(base) > 1:
+        out.append(f"With brackets: mean and range of up to {len(base)} seeds; without: one seed.")
     for name in ("absent", "nudged"):
         if (name, "mean") in lost:
-            out.append(f"{name.capitalize()}: {lost[name, 'mean']:+.1f}.")
-    attacked = {a: v for (a, r), v in lost.items() if r == "default" and a in ATTACKS and a != "none"}
+            out.append(f"{name.capitalize()}: {points(lost[name, 'mean'])}.")
+    attacked = {a: mean(v) for (a, r), v in lost.items() if r == "default" and a in ATTACKS and a != "none"}
     if attacked:
         worst = max(attacked, key=attacked.__getitem__)
-        over = ", ".join(a for a, v in attacked.items() if v > 2) or "none"
+        over = ", ".join(a for a in ATTACKS if attacked.get(a, 0) > 2) or "none"
         out.append(f"The default loses at most {attacked[worst]:.1f} points ({worst}); more than 2: {over}.")
     seeds = len({r["seed"] for r in rows})
     budget = f"{last['honest']} honest rounds and {last['rounds']} under attack, 1 epoch each, {seeds} seed"
@@ -306,7 +316,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Bars: points lost by attack, one colour a reducer."""
+    """Bars: points lost by attack, mean and range over the seeds, one colour a reducer."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -321,8 +331,10 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         figure, axes = plt.subplots(figsize=(8.4, 3.6), layout="constrained")
         for number, reducer in enumerate(reducers):
             at = [i + (number - (len(reducers) - 1) / 2) * width for i in range(len(attacks))]
-            heights = [lost.get((a, reducer), 0.0) for a in attacks]
-            axes.bar(at, heights, width, label=reducer, color=COLOURS[number % len(COLOURS)])
+            found = [lost.get((a, reducer), [0.0]) for a in attacks]
+            reach = [[mean(v) - min(v) for v in found], [max(v) - mean(v) for v in found]]
+            bars = {"label": reducer, "color": COLOURS[number % len(COLOURS)], "error_kw": {"lw": 0.6}}
+            axes.bar(at, [mean(v) for v in found], width, yerr=reach, **bars)
         axes.axhline(2, color="black", ls="--", lw=0.8)
         axes.set(xticks=range(len(attacks)), xticklabels=attacks, ylabel="points of mAP50 lost")
         axes.set_title("One malicious site of five (dashed: 2 points)")

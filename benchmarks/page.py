@@ -45,7 +45,8 @@ SCRIPTS = """## Scripts with a table of their own
 | What does one malicious site of five cost? | `polypfed bench attacks`, [its table](results/attacks/table.md) |
 | Does a model tell who was trained on? | `polypfed bench membership`, [its table](results/membership/table.md) |
 | Does a run of 200 rounds grow? | `polypfed bench soak`, [its table](results/soak/table.md) |
-| Does any parser fall to spoilt input? | `polypfed bench fuzz --count 1000000` |
+| Does any parser fall to spoilt input? | `polypfed bench fuzz --count 1000000`, [its table](results/faults/table.md) |
+| What do damaged connections and kills cost? | `polypfed bench chaos flower`, [the same](results/faults/table.md) |
 """
 
 

@@ -39,7 +39,7 @@ def federation(
 
     Args:
         clip: where updates travel in clear and the study leaves the reducer alone, shorten them to their median norm
-            (`NormClip`), so that no site counts for more than any other.
+            and refuse those that point against all others (`NormClip`), so that no site counts for more than any other.
 
     Raises:
         ConfigError: the study cannot be used.
@@ -65,14 +65,18 @@ def _federation(config: Config, clip: bool) -> Federation:
 
 
 def clipped(strategy: Strategy) -> Strategy:
-    """The strategy with deltas shortened to their median norm, if it takes any reducer and has the plain mean."""
+    """The strategy with deltas shortened to their median norm, none of them against all others.
+
+    It is as it was if it takes no other reducer, or has one that is not the plain mean.
+    """
     if isinstance(strategy, Wrapper):
         return replace(strategy, inner=clipped(strategy.inner))
     reducer = strategy.reducer
     free = is_dataclass(strategy) and any(f.name == "reducer" for f in fields(strategy))
     if not free or type(reducer) is not Mean:
         return strategy
-    return replace(strategy, reducer=NormClip(weights=reducer.weights))  # type: ignore[type-var]  # a dataclass, as seen
+    rule = NormClip(weights=reducer.weights, refuse_opposed=True)
+    return replace(strategy, reducer=rule)  # type: ignore[type-var]  # a dataclass, as seen
 
 
 def _study(path: Path, data: Path) -> Config:

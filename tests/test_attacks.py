@@ -60,6 +60,10 @@ def test_the_default_bounds_every_attack(attacks: Any, name: str) -> None:
         assert error(attacks, pf.Mean(), name) > 0.6, "the plain mean is at best half-way from where it began"
 
 
+def test_the_default_of_the_table_is_that_of_deployments(attacks: Any) -> None:
+    assert clipped(pf.strategies.FedAvg()).reducer == attacks.REDUCERS["default"]
+
+
 @pytest.mark.parametrize("name", ["median", "trimmed mean", "Krum", "multi-Krum", "geometric median"])
 @pytest.mark.parametrize("attack", NAMES)
 def test_the_other_rules_bound_them_too(attacks: Any, name: str, attack: str) -> None:
@@ -83,9 +87,10 @@ def test_the_table_says_what_was_lost_and_where_it_is_too_much(attacks: Any, tmp
     cells = dict(zip(lines["reducer"], lines["default"], strict=True))
     assert {k.strip(): v.strip() for k, v in cells.items() if v.strip()} == {
         "none": "+0.0",
-        "scaling": "+1.5",
+        "scaling": "+1.5 (+1.0 to +2.0)",
         "ALIE": "+5.0",
     }
+    assert "mean and range of up to 2 seeds; without: one seed." in text
     assert "Nudged: -1.0." in text
     assert "at most 5.0 points (ALIE); more than 2: ALIE." in text
     assert (tmp_path / "plot.svg").read_bytes().startswith(b"<?xml")

@@ -1,4 +1,4 @@
-"""Ten thousand spoilt inputs to every parser: errors of ours only, and none takes a second.
+"""Ten thousand spoilt inputs to every parser: errors of ours only, and none takes a second of CPU time.
 
 A million each: `python benchmarks/fuzz.py --count 1000000`.
 """
@@ -9,6 +9,7 @@ import resource
 import warnings
 import zipfile
 from pathlib import Path
+from time import process_time, sleep
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,14 +17,13 @@ from hypothesis import strategies as st
 
 from polypfed.detect.template import Template
 from polypfed.detect.tflite import ModelFileError
-from tests.fuzzing import fuzz, offered, parsers, spoilt
+from tests.fuzzing import CAP, fuzz, offered, parsers, spoilt
 
 NAMES = [
     "message", "reply", "ciphertext frame", "signed frame", "frames", "roster", "site.toml", "study", "labels",
     "annotations", "manifest", "audit log", "checkpoint", "checkpoint, sum made anew", "model", "release", "template",
     "tflite", "warm start", "JPEG", "PNG", "TIFF", "BMP",
 ]  # fmt: skip
-CAP = 400 << 20  # bytes that the process may grow by; no input here is larger than 100 kB
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,25 @@ def test_a_fault_would_be_found() -> None:
     weak = Parser("weak", lambda data: data.decode(), [b"abc" * 20])
     with pytest.raises(AssertionError, match="UnicodeDecodeError"):
         fuzz(weak, 1000, seed=0)
+
+
+def test_a_slow_parser_is_found_and_a_busy_machine_is_not_held_against_one() -> None:
+    from tests.fuzzing import Parser
+
+    def busy(_: bytes) -> None:
+        begun = process_time()
+        while process_time() - begun < 0.06:
+            pass
+
+    spent = offered(Parser("busy", busy, [b""]), b"")
+    waited = offered(Parser("waiting", lambda _: sleep(0.06), [b""]), b"")
+    assert spent >= 0.06
+    assert waited < 0.03
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.fuzzing.SECOND", 0.03)
+        fuzz(Parser("waiting", lambda _: sleep(0.06), [b"abc"]), 2, seed=0)
+        with pytest.raises(AssertionError, match=r"busy: 0\.\d s for"):
+            fuzz(Parser("busy", busy, [b"abc"]), 2, seed=0)
 
 
 def test_files_of_a_fuzzed_folder_stay_in_it(known, tmp_path: Path) -> None:

@@ -67,11 +67,13 @@ def test_deployments_in_clear_clip_to_the_median_norm_and_research_does_not(tmp_
 
     path = tmp_path / "study.toml"
     path.write_text('[data.synth]\n[strategy]\nname = "keepbest"\ninner = { name = "fedavg" }\n')
-    assert remote.planned(path).strategy == KeepBest(inner=FedAvg(reducer=NormClip()))
+    assert remote.planned(path).strategy == KeepBest(inner=FedAvg(reducer=NormClip(refuse_opposed=True)))
     assert remote.planned(path, clip=False).strategy == KeepBest(inner=FedAvg())
     assert configs.federation(configs.load(path), []).strategy == KeepBest(inner=FedAvg())
     assert remote.clipped(FedAvg(reducer=Krum(f=1))) == FedAvg(reducer=Krum(f=1))
-    assert remote.clipped(FedAvg(reducer=Mean("uniform"))) == FedAvg(reducer=NormClip(weights="uniform"))
+    assert remote.clipped(FedAvg(reducer=Mean("uniform"))) == FedAvg(
+        reducer=NormClip(weights="uniform", refuse_opposed=True)
+    )
     assert remote.clipped(FedNova()) == FedNova()
     path.write_text(path.read_text() + '[privacy]\nmode = "he"\n[federation]\nevaluate = "global"\n')
     with pytest.raises(Exception, match="KeepBest"):

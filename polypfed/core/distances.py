@@ -19,11 +19,8 @@ def pairwise(rows: Sequence[Vector]) -> Wide:
     By |a|^2 + |b|^2 - 2ab with float32 products. Where that cancels, because two rows are much nearer to each other
     than to the origin, and where it overflows, the pair's differences are squared and summed instead.
     """
-    products, block = np.zeros((len(rows), len(rows))), np.empty((len(rows), BLOCK), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for piece in _blocks(rows[0].size):
-            values = np.stack([row[piece] for row in rows], out=block[:, : piece.stop - piece.start])
-            products += values @ values.T
+        products = _products(rows)
         squares = np.diag(products)
         sums = squares[:, None] + squares
         found = sums - 2 * products
@@ -33,6 +30,25 @@ def pairwise(rows: Sequence[Vector]) -> Wide:
     for i, j in np.argwhere(np.triu(found == 0, k=1)):  # equal rows are equally far from the others, to the last bit
         found[j] = found[:, j] = found[i]
     return found
+
+
+def cosines(rows: Sequence[Vector]) -> Wide:
+    """Of the angles between m rows of (P,), as (m, m), to some six digits; no row may be all zeros."""
+    return _products(rows, [norm(row) for row in rows])
+
+
+def _products(rows: Sequence[Vector], lengths: Sequence[float] | None = None) -> Wide:
+    """Of every two rows, over their lengths if given: float32 within a block, float64 beyond."""
+    total, block = np.zeros((len(rows), len(rows))), np.empty((len(rows), BLOCK), np.float32)
+    for piece in _blocks(rows[0].size):
+        values = block[:, : piece.stop - piece.start]
+        for i, row in enumerate(rows):
+            if lengths is None:
+                np.copyto(values[i], row[piece])
+            else:  # divided in float64: a length may be beyond float32
+                np.divide(row[piece], np.float64(lengths[i]), out=values[i], casting="same_kind")
+        total += values @ values.T
+    return total
 
 
 def apart(a: Vector, b: Vector) -> float:

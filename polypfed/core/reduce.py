@@ -23,7 +23,8 @@ BUFFERS = "buffers"  # the vector of BatchNorm statistics: whatever weighs the r
 class Accumulator(Protocol):
     """A reduction under way; updates are added in order of client name.
 
-    One that has a true attribute `any_order` takes them as they come instead, and keeps the order itself.
+    One that has a true attribute `any_order` takes them as they come instead, and keeps the order itself. One that
+    leaves updates out once it has seen all has a method `refused`: by client, why.
     """
 
     def add(self, index: int, update: Update) -> None:
@@ -202,9 +203,18 @@ class InOrder:
 
     def result(self) -> dict[str, Vector]:
         """The reduction of all that came; clients not heard of contribute nothing."""
+        self._skip_the_rest()
+        return self._accumulator.result()
+
+    def refused(self) -> dict[str, str]:
+        """By client, why its update does not count after all, now that all are there."""
+        self._skip_the_rest()
+        found: dict[str, str] = getattr(self._accumulator, "refused", dict)()
+        return found
+
+    def _skip_the_rest(self) -> None:
         for name in list(self._turns)[self._next :]:
             self.skip(name)
-        return self._accumulator.result()
 
     def _keep(self, update: Update) -> Update | Path:
         size = nbytes(update.vectors)

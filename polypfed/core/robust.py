@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from polypfed.core import distances, ranks
+from polypfed.core import camps, distances, ranks
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Update
 from polypfed.core.model import Vector
@@ -209,6 +209,8 @@ class NormClip:
             BatchNorm statistics become the median of each value, and no update counts for more examples than their
             median N. A given C is about the delta alone.
         weights: as in Mean; "uniform" where the number of examples a site claims is not to be believed at all.
+        refuse_opposed: leave out updates whose delta points against all others, where these agree (`camps.opposed`):
+            the result is that of the others alone. Shortened, an update that is turned round still cancels another.
 
     With C given, sums suffice and memory is O(P); else every update is held.
 
@@ -218,17 +220,23 @@ class NormClip:
     of which noise as long as the others' drives the smallest variances to 0.
 
     Raises:
-        ConfigError: norm is not above 0, or weights are none that Mean takes.
+        ConfigError: norm is not above 0, weights are none that Mean takes, or opposed updates shall be refused where
+            sums suffice.
     """
 
     norm: float | None = None
     weights: Weights = "examples"
+    refuse_opposed: bool = False
     least: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         Mean(self.weights)
         if self.norm is not None:
             positive(norm=self.norm)
+        if type(self.refuse_opposed) is not bool:
+            raise ConfigError(f"{self.refuse_opposed!r} is not true or false", where="refuse_opposed")
+        if self.norm is not None and self.refuse_opposed:
+            raise ConfigError("sums show no single update", where="refuse_opposed", remedy="Leave norm out")
 
     @property
     def needs(self) -> Needs:
@@ -241,7 +249,14 @@ class NormClip:
 
     def start(self, lengths: Mapping[str, int]) -> Accumulator:
         """A sum, or room for the updates."""
-        return _ClippedMean(self.weights, norm=self.norm).start(lengths) if self.norm else Held(lengths, self._reduce)
+        if self.norm:
+            return _ClippedMean(self.weights, norm=self.norm).start(lengths)
+        return Held(lengths, self._reduce, self._opposed if self.refuse_opposed else None)
+
+    def _opposed(self, got: Sequence[Update]) -> dict[str, str]:
+        bad = camps.opposed([update.vectors["delta"] for update in got])
+        words = f"points against the other {len(got) - len(bad)}, which agree"
+        return {got[i].client: words for i in bad}
 
     def _reduce(self, got: Sequence[Update]) -> dict[str, Vector]:
         taken = believed(got)
@@ -267,12 +282,21 @@ class Held:
     """Holds a copy of every update with examples until all are there, then lets `rule` make one of them.
 
     Updates may come in any order: the rule gets them in order of name, and at least one.
+
+    Args:
+        judge: from all of them, whom to leave out and why; never all.
     """
 
     any_order = True
 
-    def __init__(self, lengths: Mapping[str, int], rule: Callable[[Sequence[Update]], Mapping[str, Vector]]) -> None:
-        self._lengths, self._rule, self._got = lengths, rule, dict[int, Update]()
+    def __init__(
+        self,
+        lengths: Mapping[str, int],
+        rule: Callable[[Sequence[Update]], Mapping[str, Vector]],
+        judge: Callable[[Sequence[Update]], dict[str, str]] | None = None,
+    ) -> None:
+        self._lengths, self._rule, self._judge, self._got = lengths, rule, judge, dict[int, Update]()
+        self._refused: dict[str, str] | None = None
 
     def add(self, index: int, update: Update) -> None:
         """Copy the vectors named at the start."""
@@ -280,11 +304,22 @@ class Held:
             vectors = {name: update.vectors[name].copy() for name in self._lengths}
             self._got[index] = replace(update, vectors=vectors)
 
+    def refused(self) -> dict[str, str]:
+        """By client, why its update is left out; nothing more may be added."""
+        if self._refused is None:
+            self._refused = self._judge(self._updates()) if self._judge and self._got else {}
+            self._got = {i: update for i, update in self._got.items() if update.client not in self._refused}
+        return self._refused
+
     def result(self) -> dict[str, Vector]:
         """What the rule makes of the updates; zeros if there are none."""
+        self.refused()
         if not self._got:
             return {name: np.zeros(length, np.float32) for name, length in self._lengths.items()}
-        return dict(self._rule([self._got[index] for index in sorted(self._got)]))
+        return dict(self._rule(self._updates()))
+
+    def _updates(self) -> list[Update]:
+        return [self._got[index] for index in sorted(self._got)]
 
 
 def believed(got: Sequence[Update]) -> list[Update]:

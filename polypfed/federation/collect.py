@@ -61,6 +61,12 @@ class Collected:
         self.up += nbytes(update.vectors)
         self.queue.add(replace(update, vectors=parts))
 
+    def leave_out(self, name: str) -> None:
+        """An update that was taken in does not count after all."""
+        for kept in (self.accepted, self.rounds, self.metrics, self.local_models):
+            kept.pop(name, None)
+        self.failed += 1
+
 
 def collect(engine: "Engine", got: Collected, tasks: Mapping[str, Task]) -> None:
     """Exchange `tasks`, which are all of round `got.number`."""
@@ -77,6 +83,15 @@ def collect(engine: "Engine", got: Collected, tasks: Mapping[str, Task]) -> None
             if checked.client in gate.given_up:
                 got.queue.skip(checked.client)
         engine.tell(Event("fit", got.number, reply.client, checked))
+
+
+def judge(engine: "Engine", got: Collected) -> None:
+    """Refuse what stands out from its cohort. The gate sees updates one by one, and only now are all there."""
+    if engine.fed.strategy.reducer.needs != "updates":
+        return
+    for name, words in sorted(got.queue.refused().items()):
+        got.leave_out(name)
+        engine.tell(Event("fit", got.number, name, record(engine, Failure(name, got.number, "opposed", words))))
 
 
 def gate_for(engine: "Engine", number: int, tasks: Mapping[str, Task]) -> Gate:

@@ -27,7 +27,7 @@ from polypfed.core.rundir import RunDirectory, machine
 from polypfed.core.seeds import derive
 from polypfed.core.settings import site_names, whole
 from polypfed.core.signing import verifying
-from polypfed.federation.collect import Collected, collect, config_for, record
+from polypfed.federation.collect import Collected, collect, config_for, judge, record
 from polypfed.federation.flight import fill
 from polypfed.federation.protocol import Backend, Event, Host, Listener
 from polypfed.federation.riding import Combines, Riding
@@ -189,6 +189,7 @@ class Engine:
             self._attempting(number)
             self.tell(Event("round", number))
             got = self._collect(number, attempt)
+            judge(self, got)
             if len(got.accepted) >= self.fed.quorum and not 0 < got.working < self.least:
                 break
             self.tell(Event("abandoned", number))

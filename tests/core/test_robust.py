@@ -26,7 +26,14 @@ ROBUST: list[Any] = [
     GeometricMedian(),
     NormClip(weights="uniform"),
 ]
-RULES: list[Any] = [*ROBUST, NormClip(norm=0.5), GeometricMedian("examples"), NormClip(), TrimmedMean(0)]
+RULES: list[Any] = [
+    *ROBUST,
+    NormClip(norm=0.5),
+    GeometricMedian("examples"),
+    NormClip(),
+    NormClip(refuse_opposed=True),
+    TrimmedMean(0),
+]
 VALUES = st.floats(-1000, 1000, width=32, allow_subnormal=False)
 
 
@@ -185,6 +192,30 @@ def test_claimed_examples_count_up_to_their_median() -> None:
     assert delta(NormClip(), values, [5, 10, 20, 10_000_000]).tobytes() == honest.tobytes()
     believed = delta(Mean(), values, [5, 10, 20, 10_000_000])
     assert believed == pytest.approx([-5, 0], abs=1e-4), "the plain mean is the one that claims most"
+
+
+def test_what_points_against_the_others_is_left_out_with_all_it_holds() -> None:
+    values, statistics, extra = crowd(5), crowd(5, 4, seed=1), crowd(5, 40, seed=2)
+    values += 5  # they agree
+    values[2] *= -1e4
+    weights = [5, 10, 10_000_000, 20, 30]
+    got = updates(values, weights, **{BUFFERS: statistics, "extra": extra})
+    rule = NormClip(refuse_opposed=True)
+    total = rule.start({name: vector.size for name, vector in got[0].vectors.items()})
+    for index, update in enumerate(got):
+        total.add(index, update)
+    alone = [update for i, update in enumerate(got) if i != 2]
+    assert {k: v.tobytes() for k, v in total.result().items()} == {
+        k: v.tobytes() for k, v in reduced(NormClip(), alone).items()
+    }
+    assert total.refused() == {"c002": "points against the other 4, which agree"}
+    assert abs(reduced(NormClip(), got)["delta"] - reduced(rule, got)["delta"]).min() > 1
+
+
+def test_without_anything_against_the_others_the_bits_are_those_of_the_clip() -> None:
+    for values in (crowd(7), crowd(4), np.zeros((6, 3)), np.eye(6) - 1 / 6):
+        found = delta(NormClip(refuse_opposed=True), values, range(1, len(values) + 1))
+        assert found.tobytes() == delta(NormClip(), values, range(1, len(values) + 1)).tobytes()
 
 
 @pytest.mark.parametrize("rule", [NormClip(), GeometricMedian()], ids=repr)
@@ -407,6 +438,8 @@ def test_names_may_have_weights() -> None:
         (lambda: NormClip(norm=0), "norm: 0"),
         (lambda: NormClip(norm=float("inf")), "norm: inf"),
         (lambda: NormClip(weights="even"), "weights: 'even'"),  # type: ignore[arg-type]
+        (lambda: NormClip(refuse_opposed=1), "refuse_opposed: 1 is not true or false"),  # type: ignore[arg-type]
+        (lambda: NormClip(norm=1.0, refuse_opposed=True), "refuse_opposed: sums show no single update"),
     ],
 )
 def test_settings_out_of_their_domain(make: Any, words: str) -> None:

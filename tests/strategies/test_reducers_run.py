@@ -23,9 +23,12 @@ from polypfed import (
     config,
 )
 from polypfed.backends import Local
+from polypfed.core import audit
 from polypfed.core.errors import ConfigError, QuorumError
 from polypfed.core.reduce import Reducer
-from polypfed.strategies import FedAdam, FedAvg, KeepBest, Registry
+from polypfed.remote import clipped
+from polypfed.strategies import FedAdam, FedAvg, FedAvgM, KeepBest, Registry
+from polypfed.strategies.base import Strategy
 from tests.problems import Scripted, absent, bits, run, sites
 
 RULES: list[Any] = [
@@ -38,6 +41,7 @@ RULES: list[Any] = [
     GeometricMedian(weights={f"site-{i:02d}": 1.0 + i for i in range(6)}, T=5, nu=1e-3),
     NormClip(),
     NormClip(norm=0.2, weights="uniform"),
+    NormClip(refuse_opposed=True),
 ]
 each = pytest.mark.parametrize("rule", RULES, ids=repr)
 
@@ -115,6 +119,81 @@ def test_what_the_gate_refuses_leaves_the_bits_of_the_others(how: str, rule: Red
     assert bits(found) == bits(wanted)
     assert bits(found) != bits(fed.run(2, Local()))
     assert [f.client for f in found.failures] == ["site-02"] * 2
+
+
+class Common:
+    """The gradient of half the squared distance to a place that is much the same at every site."""
+
+    def __init__(self, number: int) -> None:
+        self.place = np.linspace(2, 3, 20, dtype=np.float32)
+        self.place += np.random.default_rng(number).normal(0, 0.1, 20).astype(np.float32)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return x - self.place
+
+
+def alike(count: int) -> list[NumpyClient]:
+    """Sites whose updates agree in the first rounds."""
+    x0 = np.zeros(20, np.float32)
+    return [NumpyClient(f"site-{i:02d}", Common(i), x0, lr=0.05, steps=2, weight=9 + i) for i in range(count)]
+
+
+def turned(name: str, task: Any, reply: Any) -> Iterator[Any]:
+    """Site 2 sends -4 times what it should."""
+    bad = name == "site-02" and isinstance(reply, Update)
+    yield replace(reply, vectors={k: np.float32(-4) * v for k, v in reply.vectors.items()}) if bad else reply
+
+
+def silent(name: str, task: Any, reply: Any) -> Iterator[Any]:
+    yield absent(name, task) if name == "site-02" else reply
+
+
+@pytest.mark.parametrize("strategy", [FedAvg(), FedAdam(eta=0.1, tau=0.01), FedAvgM()], ids=lambda s: type(s).__name__)
+def test_what_points_against_the_others_leaves_their_bits(strategy: Strategy, tmp_path: Path) -> None:
+    fed = Federation(clients=alike(5), strategy=clipped(strategy), evaluate="off", quorum=4)
+    found = fed.run(3, Scripted(turned), tmp_path / "turned")
+    assert bits(found) == bits(fed.run(3, Scripted(silent)))
+    assert bits(found) != bits(fed.run(3, Local()))
+    failed = [(f.client, f.round, f.reason, f.detail) for f in found.failures]
+    assert failed == [("site-02", n, "opposed", "points against the other 4, which agree") for n in (1, 2, 3)]
+    assert [(r["value"]) for r in found.rows if r["metric"] in ("accepted", "failed")] == [4, 1] * 3
+    assert not [r for r in found.rows if r["site"] == "site-02"]
+    log = [
+        (e["event"], e["round"], e["facts"].get("reason")) for e in audit.entries(tmp_path / "turned" / "audit.jsonl")
+    ]
+    assert [e for e in log if e[0] == "failure"] == [("failure", n, "opposed") for n in (1, 2, 3)]
+    clip = Federation(clients=alike(5), strategy=replace(clipped(strategy), reducer=NormClip()), evaluate="off")
+    assert not clip.run(3, Scripted(turned)).failures
+    assert bits(clip.run(3, Scripted(turned))) != bits(found)
+
+
+def test_a_run_in_which_it_is_refused_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    fed = Federation(clients=alike(5), strategy=clipped(FedAvgM()), evaluate="off", quorum=4)
+    whole = fed.run(3, Scripted(turned))
+    fed.run(1, Scripted(turned), tmp_path)
+    assert bits(fed.resume(tmp_path, 3, Scripted(turned))) == bits(whole)
+
+
+def test_what_is_refused_counts_for_no_quorum(tmp_path: Path) -> None:
+    fed = Federation(clients=alike(5), strategy=clipped(FedAvg()), evaluate="off", quorum=5)
+    with pytest.raises(QuorumError, match="4 accepted updates, the quorum is 5"):
+        fed.run(1, Scripted(turned), tmp_path)
+    assert "opposed" in (tmp_path / "failures.jsonl").read_text()
+
+
+def test_unlike_sites_are_refused_nothing_all_the_way_to_their_optimum() -> None:
+    """Their places add up to nothing, so that at the optimum each points against all others."""
+
+    class Own(Common):
+        def __init__(self, number: int) -> None:
+            self.place = (np.eye(5, 20) - np.full((5, 20), 1 / 5) * (np.arange(20) < 5))[number].astype(np.float32)
+
+    x0 = np.linspace(1, 2, 20, dtype=np.float32)
+    clients = [NumpyClient(f"site-{i:02d}", Own(i), x0, lr=0.2, steps=2, weight=10) for i in range(5)]
+    fed = Federation(clients=clients, strategy=clipped(FedAvg()), evaluate="off")
+    history = fed.run(60, Local())
+    assert not history.failures
+    assert abs(history.model).max() < 1e-3
 
 
 def test_t23_counters_keep_type_and_value_under_every_rule() -> None:

@@ -3,6 +3,7 @@
 `InFlower(strategy)`: a polypfed strategy in a user's own Flower app.
     Kept: the gate, the reducer and the server half, in float64 and in order of node id.
     Lost: the quorum at aggregation, the deadline, checkpoints (take `state` yourself), seeds per round and site.
+        Flower's own loop takes all replies in one call, so over HTTP one broken upload holds up the others.
     Refused: a strategy with a client half (FedProx, SCAFFOLD, FedNova), for a ClientApp of Flower's does not run it.
 
 `over(grid, arrays)`: a user's own ClientApp under our engine.
@@ -98,6 +99,9 @@ class InFlower(FlowersFedAvg):
         if not weights:
             return None, None
         mean = queue.result()
+        for name in queue.refused():
+            self.refused.append((server_round, name, "opposed"))
+            del weights[name]
         buffers = x[spec.buffers] + mean.pop(BUFFERS)
         state = self.strategy.init(x[spec.trainable]) if self.state is None else self.state
         cohort = Cohort(server_round, tuple(weights), tuple(weights.values()), max(self._asked, len(found)))
@@ -220,4 +224,4 @@ def over(grid: Grid, initial: ArrayRecord, buffers: Iterable[str] = (), **settin
         return {name: number for name, number in names.items() if number in alive}
 
     codec = Stock(spec, others=others, settings=settings)
-    return OverGrid(grid, list(names), nodes, codec=codec), (spec, x)
+    return OverGrid(grid, list(names), nodes, codec=codec, apart=True), (spec, x)

@@ -1,6 +1,8 @@
 """Our strategies in a Flower app, and an ordinary ClientApp under our engine; the ClientApp runs in this process."""
 
+import threading
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,7 @@ class InProcess:
     """A Grid whose nodes are the ClientApp, called at once; replies come in the order of IDS."""
 
     def __init__(self, spoil: dict[int, Any] | None = None) -> None:
-        self.spoil, self.ready = spoil or {}, list[Message]()
+        self.spoil, self.ready = spoil or {}, dict[str, Message]()
         self.count = 0
 
     def get_node_ids(self) -> list[int]:
@@ -65,17 +67,29 @@ class InProcess:
             reply = app(message, Context(1, node, {}, RecordDict(), {}))
             if message.metadata.message_type == "train" and node in self.spoil:
                 self.spoil[node](reply.content)
-            self.ready.append(reply)
+            self.ready[f"m{self.count}"] = reply
             out.append(f"m{self.count}")
         return out
 
     def pull_messages(self, ids: Any) -> list[Message]:
-        out, self.ready = self.ready, []
-        return out
+        return [self.ready.pop(i) for i in ids if i in self.ready]
 
     def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
-        self.push_messages(messages)
-        return self.pull_messages([])
+        return self.pull_messages(self.push_messages(messages))
+
+
+class Broken(InProcess):
+    """As over HTTP: whoever takes the reply of node 52, whose upload broke off, waits for the rest of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = threading.Event()
+
+    def pull_messages(self, ids: Any) -> list[Message]:
+        if any(i in self.ready and self.ready[i].metadata.src_node_id == 52 for i in ids):
+            self.left.wait(30)
+            return []
+        return super().pull_messages(ids)
 
 
 @pytest.fixture(autouse=True)
@@ -104,12 +118,13 @@ def start(strategy: Any, rounds: int = 3, **settings: Any) -> np.ndarray:
     return flat(arrays)
 
 
-def ours(strategy: Any, rounds: int = 3) -> np.ndarray:
-    """The same problem with our own clients."""
+def ours(strategy: Any, rounds: int = 3, without: int = 0) -> np.ndarray:
+    """The same problem with our own clients, but for that node's."""
     x0 = flat(START)
     made = [
         NumpyClient(f"s{i}", lambda x, i=i: A[i] * (x - np.float32(B[i])), x0, lr=0.1, weight=WEIGHT[i])  # type: ignore[misc]
         for i in range(3)
+        if IDS[i] != without
     ]
     model = Federation(clients=made, strategy=strategy, evaluate="off").run(rounds, Local()).model
     assert model is not None
@@ -194,6 +209,17 @@ def test_an_ordinary_client_app_under_our_engine() -> None:
     assert sorted({r["site"] for r in history.rows if r["metric"] == "loss" and r["site"]}) == sorted(
         f"node-{n}" for n in IDS
     )
+
+
+def test_an_upload_that_broke_off_holds_up_neither_the_deadline_nor_the_others() -> None:
+    grid = Broken()
+    backend, begin = over(grid, initial())  # type: ignore[arg-type]
+    begun = monotonic()
+    history = Federation(initial=begin, quorum=2, deadline=0.5, evaluate="off").run(1, backend)
+    assert monotonic() - begun < 10
+    grid.left.set()
+    assert [(f.client, f.reason) for f in history.failures] == [("node-52", "deadline")]
+    np.testing.assert_allclose(history.model, ours(FedAvg(), 1, without=52), rtol=1e-6)
 
 
 def test_a_second_vector_is_refused_with_a_remedy() -> None:

@@ -15,9 +15,20 @@ from tests.problems import ROOT
 
 
 class Deployment:
-    """The folder that `deploy.write` makes, and what runs in it."""
+    """The folder that `deploy.write` makes, and what runs in it.
 
-    def __init__(self, folder: Path, names: Sequence[str], site: dict[str, Any] | None = None, **server: Any) -> None:
+    Args:
+        approve: as `deploy.write` leaves it: a plan runs at a site only once its owner has approved it. Else all do.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        site: dict[str, Any] | None = None,
+        approve: bool = False,
+        **server: Any,
+    ) -> None:
         self.names, self.folder = sorted(names), folder / "deployment"
         self.port, *self.ports = free_ports(1 + len(names))
         settings = {n: {"names": self.names, **(site or {}).get(n, {})} for n in self.names}
@@ -32,7 +43,8 @@ class Deployment:
         deploy.write(self.folder, plan)
         for index, name in enumerate(self.names):
             self.edit(f"sites/{name}/site.toml", f"port = {9094 + index}", f"port = {self.ports[index]}")
-            self.edit(f"sites/{name}/site.toml", "approve = true", "approve = false")  # tests/clients/test_policy.py
+            if not approve:
+                self.edit(f"sites/{name}/site.toml", "approve = true", "approve = false")
         self.environment = os.environ | {
             "POLYPFED_BIN": str(BIN),
             "POLYPFED_HOST": "127.0.0.1",
@@ -83,6 +95,13 @@ class Deployment:
         process.wait(seconds)
         found: dict[str, Any] = json.loads((self.directory / "result.json").read_text())
         return found | {"code": process.returncode}
+
+    def policy(self, name: str, *words: str) -> str:
+        """`polypfed policy` of that site: what it prints."""
+        file = str(self.folder / "sites" / name / "site.toml")
+        command = [str(BIN / "polypfed"), "policy", words[0], file, *words[1:]]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=True, timeout=120)
+        return done.stdout
 
     def log(self, what: str, script: str = "start.sh") -> str:
         return (self.folder / what / f"{script}.log").read_text(errors="replace")

@@ -20,9 +20,20 @@ PATIENT = 90.0
 
 
 class Deployment:
-    """The folder that `deploy.write` makes, and what runs in it."""
+    """The folder that `deploy.write` makes, and what runs in it.
 
-    def __init__(self, folder: Path, names: Sequence[str], site: dict[str, Any] | None = None, **server: Any) -> None:
+    Args:
+        approve: as `deploy.write` leaves it: a plan runs at a site only once its owner has approved it. Else all do.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        site: dict[str, Any] | None = None,
+        approve: bool = False,
+        **server: Any,
+    ) -> None:
         self.names, self.folder = sorted(names), folder / "deployment"
         self.port, self.admin_port = free_ports(2)
         settings = {n: {"names": self.names, **(site or {}).get(n, {})} for n in self.names}
@@ -36,7 +47,7 @@ class Deployment:
             server_settings=server,
         )
         deploy.write(self.folder, plan)
-        for name in self.names:  # approval: tests/clients/test_policy.py
+        for name in () if approve else self.names:
             path = self.kit(name) / "local" / "polypfed.toml"
             path.write_text(path.read_text().replace("approve = true", "approve = false"))
         self.server, self.admin = self.kit("localhost"), self.kit(ADMIN)
@@ -92,6 +103,11 @@ class Deployment:
     def command(self, *words: str) -> tuple[int, str, str]:
         """`polypfed nvflare WORDS`; exit code and output."""
         return self._python(str(BIN / "polypfed"), "nvflare", *words, check=False)
+
+    def policy(self, name: str, *words: str) -> str:
+        """`polypfed policy` of that site: what it prints."""
+        file = str(self.kit(name) / "local" / "polypfed.toml")
+        return self._python(str(BIN / "polypfed"), "policy", words[0], file, *words[1:])[1]
 
     def conduct(self, run: str = "study", rounds: int = 0) -> dict[str, Any]:
         """`polypfed nvflare run`; RUN/result.json."""
