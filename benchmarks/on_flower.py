@@ -62,11 +62,12 @@ def data(site: int) -> tuple[torch.Tensor, torch.Tensor]:
 class InProcess:
     """A Grid whose nodes are called at once; content goes through Flower's bytes both ways."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, ids: list[int] = IDS) -> None:
+        self.ids = ids
         self.handler, self.ready, self.count, self.bytes = handler, list[Message](), 0, 0
 
     def get_node_ids(self) -> list[int]:
-        return list(IDS)
+        return list(self.ids)
 
     def push_messages(self, messages: Any) -> list[str]:
         out = []

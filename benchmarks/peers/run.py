@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from _common import ONE_THREAD
+from _common import ONE_THREAD, about
 
 HERE = Path(__file__).resolve().parent
 SILENT = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "PFL_GRAPH_CACHE": "0"}
@@ -160,6 +160,7 @@ def measure(models: list[str], backends: list[str], repeats: int, out: Path) -> 
                     "repeat": f"{began}, {repeat}",
                     "versions": versions(),
                 }
+                row |= {k: v for k, v in about("peers", ()).items() if k in ("date", "cpu")}
                 row |= run_once(backend, configuration, case, clients, ROUNDS[clients])
                 finals[clients][f"{backend}, {configuration}"] = row.pop("weights")
                 rows.append(row)

@@ -81,6 +81,13 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines + goals(rows))
 
 
+def caption(rows: list[Row]) -> str:
+    """When, where and with what."""
+    last = rows[-1]
+    versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
+    return f"{last['date'][:10]}, {last['cpu']}, one thread per process; {versions}."
+
+
 def goals(rows: list[Row]) -> list[str]:
     """One line per goal that was measured."""
     lines = ["| goal | times ours | measured |  |", "|---|---|---|---|"]

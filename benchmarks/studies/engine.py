@@ -34,13 +34,17 @@ def complete(study: Study, path: Path, work: Path, run: Run) -> Iterator[Row]:
     """
     elsewhere = {key: row for other in sorted(path.parents[1].glob("*/rows.jsonl")) for key, row in read(other).items()}
     for cell in study.cells:
-        done = read(path)  # anew: another process may add to it between two cells
-        if cell.key in done:
+        if cell.key in read(path):  # anew: another process may add to it between two cells
             continue
         folder = work / "runs" / cell.key
         row = elsewhere.get(cell.key) or run(cell, folder, work / "data" / cell.data_key)
-        done[cell.key] = row | {"cell": cell.name}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, "".join(json.dumps(r) + "\n" for r in done.values()).encode())
+        keep(path, row | {"cell": cell.name})
         shutil.rmtree(folder, ignore_errors=True)
-        yield done[cell.key]
+        yield row | {"cell": cell.name}
+
+
+def keep(path: Path, row: Row) -> None:
+    """Add a row, in the place of an older one of its key; what another process has added meanwhile stays."""
+    done = read(path) | {row["key"]: row}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(json.dumps(r) + "\n" for r in done.values()).encode())

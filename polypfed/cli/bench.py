@@ -40,12 +40,13 @@ def named(ctx: typer.Context, name: str) -> None:
     if home is None:
         raise ConfigError("needs a checkout of the project: benchmarks/ is not installed", where=f"bench {name}")
     studies = sorted(p.stem for p in (home / "studies").glob("*.toml"))
-    scripts = sorted(p.stem for p in home.glob("[a-z]*.py"))
-    if name not in studies + scripts:
-        raise ConfigError(
-            f"no benchmark is called {name!r}", where="bench", remedy=f"Known: {', '.join(studies + scripts)}"
-        )
-    command = ["-m", "studies", name] if name in studies else [str(home / f"{name}.py")]
+    programs = {p.stem.replace("_", "-"): [str(p)] for p in home.glob("[a-z]*.py")}
+    programs |= {p.parent.name: ["-m", p.parent.name] for p in home.glob("[a-z]*/__main__.py")}
+    programs |= {study: ["-m", "studies", study] for study in studies}
+    command = programs.get(name.replace("_", "-"))
+    if command is None:
+        known = ", ".join([*studies, *sorted(set(programs) - {*studies, "studies"})])
+        raise ConfigError(f"no benchmark is called {name!r}", where="bench", remedy=f"Known: {known}")
     path = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run([sys.executable, *command, *ctx.args], env=os.environ | {"PYTHONPATH": path}, check=False)
     raise typer.Exit(done.returncode)
