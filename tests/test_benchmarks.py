@@ -43,3 +43,15 @@ def test_every_script_can_be_loaded() -> None:
     code = f"import importlib\nfor name in {scripts}: importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_device_table_is_what_the_rows_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import _edge_table
+
+    rows = [json.loads(line) for line in (_edge_table.RESULTS / "rows.jsonl").read_text().splitlines()]
+    text = _edge_table.table(rows)
+    assert text == (_edge_table.RESULTS / "table.md").read_text()
+    old = rows[0] | {"value": 123.25, "holds": False}
+    assert "| 123.2 |" not in _edge_table.table([old, *rows]), "of each claim the last row counts"
+    assert f"| {old['claim']} | 123.2 | {old['limit']} | NO |" in _edge_table.table([old])

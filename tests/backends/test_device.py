@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,13 @@ def site(folder: Path, **more: object) -> SiteFile:
     return SiteFile.load(path)
 
 
-def serves(device: DeviceProcess, start: str, beyond: int = 0) -> dict:
-    """The state, once a model whose version begins so serves and more than `beyond` frames were seen."""
+def serves(device: DeviceProcess, start: str, beyond: int = 0, after: float = 0.0) -> dict:
+    """The state, once one of a time later than `after` says that such a model serves and has seen so many frames."""
 
     def now() -> dict | None:
         state = device.status()
-        return state if state.get("model", "").startswith(start) and state["frames"] > beyond else None
+        right = state.get("model", "").startswith(start) and state["frames"] > beyond and state["at"] > after
+        return state if right else None
 
     return until(now, 30)
 
@@ -58,9 +60,10 @@ def test_training_crashes_and_the_detector_is_killed(tmp_path: Path) -> None:
         assert device.starts == 1
         assert (state["errors"], state["refused"]) == (0, 0)
         first = device.pid
+        killed = time.time()
         os.kill(first, signal.SIGKILL)
         until(lambda: device.starts == 2 and device.pid not in (None, first), 30)
-        assert serves(device, version)["refused"] == 0
+        assert serves(device, version, after=killed)["refused"] == 0  # its own word, not that of the first
         last = device.pid
     assert not alive(last)
     with SampleStore(tmp_path / "samples", Vault(tmp_path / "samples.key", create=False)) as store:
