@@ -59,8 +59,9 @@ class DetectorClient:
         imgsz: side of the square the detector sees, a multiple of 32.
         batch: images per step. epochs: passes over the kept images in a round.
         optimizer: "SGD" (Nesterov), "Adam" or "AdamW"; a new one each round.
-        lr, momentum, weight_decay: of the optimiser; momentum is Adam's beta1. The loss is, as in ultralytics, summed
-            over the batch, and only weights of convolutions decay.
+        lr: of the optimiser. The loss is, as in ultralytics, summed over the batch.
+        momentum: of the optimiser; Adam's beta1.
+        weight_decay: of the optimiser; only weights of convolutions decay.
         lr_decay: the rate of round r is lr * lr_decay ** (r - 1).
         clip: largest norm of a step's gradient; 0 for none.
         freeze: the first layers that stay as received, their BatchNorm statistics too.

@@ -27,7 +27,7 @@ class NumpyClient:
         weight: examples this site speaks for.
         loss: x -> float, for `evaluate`; without it the metric is the norm of the gradient.
 
-    Example:
+    Examples:
         >>> client = NumpyClient("a", gradient=lambda x: x - 3.0, x0=[0.0], lr=0.5, steps=2)
         >>> spec, x = client.initial()
         >>> client.fit(Task(1, "fit", {"model": x})).vectors["delta"]

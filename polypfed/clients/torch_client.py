@@ -51,7 +51,7 @@ class TorchClient:
     Raises:
         ConfigError: a number is out of range. DataError: the arrays differ in length.
 
-    Example:
+    Examples:
         >>> net = nn.Linear(2, 1, bias=False)
         >>> data = np.eye(2, dtype=np.float32), np.ones((2, 1), np.float32)
         >>> client = TorchClient("a", net, nn.functional.mse_loss, data, optimizer=partial(torch.optim.SGD, lr=0.1))

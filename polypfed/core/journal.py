@@ -45,7 +45,7 @@ class Journal:
         folder: of the run.
         rounds: how many are planned.
 
-    Example:
+    Examples:
         >>> import json, tempfile
         >>> from polypfed.federation import Event
         >>> folder = Path(tempfile.mkdtemp())

@@ -43,7 +43,7 @@ class ModelSpec:
         boundary: where the trainable section ends, T.
         local: integer and boolean arrays as (name, dtype, shape). They are compared once and never federated.
 
-    Example:
+    Examples:
         >>> arrays = {"w": np.ones((2, 2)), "bn.mean": np.zeros(2), "bn.count": np.array(3)}
         >>> spec = ModelSpec.of(arrays, buffers=["bn.mean"])
         >>> spec.size, spec.trainable

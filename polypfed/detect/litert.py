@@ -110,7 +110,7 @@ class LiteRTDetector:
         ModelFileError: damaged, or not a detector with raw heads.
         ConfigError: the delegate cannot be used. MissingExtraError: no runtime, or no OpenCV.
 
-    Example:
+    Examples:
         detector = LiteRTDetector("yolov5n-320-int8.tflite", threads=2)
         found = detector(frame)  # (h, w, 3) uint8 RGB -> Detections in pixels of the frame
     """

@@ -117,7 +117,11 @@ class Engine:
         state = self.fed.strategy.init(x[spec.trainable])
         self.now = Checkpoint(run, self._settings(layout.digest), 0, spec, fixed(x.copy()), state)
         if self.folder:
-            self.folder.begin({"run": run, "settings": self.now.settings, "machine": machine()})
+            about = {"run": run, "settings": self.now.settings, "machine": machine()}
+            budget = self.fed.budget
+            if budget is not None and math.isfinite(budget.epsilon):
+                about["budget"] = {"epsilon": budget.epsilon, "delta": budget.delta}
+            self.folder.begin(about)
         self.witness.open("begin")
         self._evaluate({})
         for strategy in nested(self.fed.strategy):

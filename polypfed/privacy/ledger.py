@@ -33,7 +33,7 @@ class Ledger:
     Raises:
         ConfigError: epsilon or delta is out of range.
 
-    Example:
+    Examples:
         >>> ledger = Ledger(epsilon=8.0, delta=1e-5)
         >>> ledger.charged(multiplier=4.0).charged(multiplier=4.0).entries  # `charge` also refuses to overspend
         ((1.0, 4.0, 2),)

@@ -34,7 +34,7 @@ def stages(
     Raises:
         ConfigError: the mode is another word, or a setting is out of range.
 
-    Example:
+    Examples:
         >>> [stage.kind for stage in stages("he")]
         ['compress', 'encrypt']
     """

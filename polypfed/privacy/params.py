@@ -41,7 +41,7 @@ class HEParams:
         prime: q, the coefficient modulus.
         slots: the plain modulus t and the lanes below it; a coefficient each.
 
-    Example:
+    Examples:
         >>> params = HEParams.for_sites(8, bits=8)
         >>> params.lanes, params.slots.levels, round(params.bytes_per_value, 3)
         (4, 334, 1.695)

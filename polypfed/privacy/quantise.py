@@ -130,7 +130,7 @@ class Codec:
         grid: common bounds.
         cap: the largest number of examples of a site; values are scaled by n / cap. None: uniform weights.
 
-    Example:
+    Examples:
         >>> codec = Codec(Slots(1 << 32, 1 << 32, 1, sites=2), Grid.flat(1.0, 3), cap=10)
         >>> draw = np.random.default_rng(0)
         >>> a = codec.encode(np.float32([0.5, 0.0, -1.0]), 10, draw).slots

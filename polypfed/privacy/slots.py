@@ -28,7 +28,7 @@ class Slots:
     Raises:
         ConfigError: a sum of `sites` slots could wrap, or a lane has no room for a level.
 
-    Example:
+    Examples:
         >>> slots = Slots(modulus=10_000, base=100, lanes=2, sites=3)
         >>> slots.levels
         32

@@ -34,7 +34,7 @@ def check_backend(make: Make, *, deadline: float = 60.0) -> None:
     Raises:
         ContractError: naming the rule that is broken.
 
-    Example:
+    Examples:
         >>> from polypfed.backends import Local
         >>> check_backend(Local)
     """

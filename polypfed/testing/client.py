@@ -33,7 +33,7 @@ def check_client(make: Make, *, initial: Start | None = None, strategies: Sequen
     Raises:
         ContractError: naming the rule that is broken.
 
-    Example:
+    Examples:
         >>> from polypfed import NumpyClient
         >>> check_client(lambda: NumpyClient("a", lambda x: x - 3.0, [0.0, 1.0]))
     """

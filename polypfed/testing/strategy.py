@@ -37,7 +37,7 @@ def check_strategy(
     Raises:
         ContractError: naming the rule that is broken.
 
-    Example:
+    Examples:
         >>> from polypfed.strategies import FedAvg, FedProx
         >>> check_strategy(FedProx(mu=0), equals=FedAvg())
     """

@@ -39,7 +39,7 @@ class Tracking:
     Args:
         trackers: told in this order.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from polypfed.track import JsonLog

@@ -211,7 +211,7 @@ def over(grid: Grid, initial: ArrayRecord, buffers: Iterable[str] = (), **settin
         initial: the model to start from.
         settings: what the ClientApp expects in its config, such as `lr`.
 
-    Example:
+    Examples:
         backend, start = over(grid, arrays, lr=0.01)
         Federation(initial=start, strategy=FedAdam(), quorum=2).run(3, backend, "run")
     """

@@ -199,7 +199,9 @@ def _key(failure: Line) -> tuple[Any, ...]:
 
 
 def _budget(run: Run) -> float | None:
-    value = _given(run, "privacy", "epsilon")
+    """Of the study, or where there is none, as on the server of a deployment, of the run itself."""
+    told = run.facts.get("budget")
+    value = told.get("epsilon") if isinstance(told, dict) else _given(run, "privacy", "epsilon")
     return float(value) if isinstance(value, int | float) else None
 
 

@@ -5,15 +5,20 @@ from typing import Any
 
 from polypfed import Federation
 from polypfed.clients.base import agreed
-from polypfed.privacy import stages
-from polypfed.strategies import Registry
+from polypfed.core.reduce import Mean
+from polypfed.privacy import Ledger, stages
+from polypfed.strategies import FedAvg, Registry
 from tests.live.sites import client, clients
 
 
 def settings(strategy: str = "fedavg", mode: Any = "plain", **more: Any) -> dict[str, Any]:
     built = Registry.build({"name": strategy})
     given = {"strategy": built, "quorum": 2, "evaluate": "off", "deadline": 60.0, **more}
-    if mode != "plain":
+    if mode == "dp":  # all sites weigh alike
+        spending = Ledger(epsilon=40.0, delta=1e-5)
+        given |= {"stages": stages("dp", norm=1.0, multiplier=1.0), "budget": spending}
+        given["strategy"] = FedAvg(reducer=Mean("uniform"))
+    elif mode != "plain":
         given["stages"] = stages(mode, cap=None if strategy == "scaffold" else 100)
     return given
 

@@ -9,9 +9,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from polypfed.backends.flower import deploy
 from polypfed.backends.flower.certificates import Authority, pem, private_pem, site_keys
+from polypfed.cli import app
 from polypfed.report.watch import look, place_of
 from tests.live.flower import study
 from tests.live.flower.conftest import interfaces
@@ -85,6 +87,19 @@ def test_a_node_under_another_name_is_refused_and_the_others_go_on(deployment: D
     accepted = [line["value"] for line in log if line.get("metric") == "accepted"]
     assert accepted == [deployment.accepted()[1]] == [2]
     deployment.edit("sites/a/site.toml", 'name = "b"', 'name = "a"')
+
+
+def test_the_watch_tells_what_privacy_was_spent(deployment: Deployment) -> None:
+    """The server's folder holds no study; what is spent and of how much is known from the run."""
+    deployment.serve("noised", rounds=2, mode="dp")
+    assert deployment.run()["rounds"] == 2
+    spent = [row["value"] for row in deployment.history() if row["metric"] == "epsilon"]
+    assert len(spent) == 2
+    assert 0 < spent[0] < spent[1] < 40
+    seen = look(place_of(deployment.folder))
+    assert (seen.status, seen.epsilon, seen.budget) == ("complete", spent[1], 40.0)
+    told = CliRunner().invoke(app, ["watch", "--deployment", str(deployment.folder), "--once"], catch_exceptions=False)
+    assert f"epsilon {spent[1]:.2f} of 40.00" in " ".join(told.output.split())
 
 
 def refused(deployment: Deployment, name: str) -> str:
