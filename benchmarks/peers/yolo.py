@@ -188,8 +188,8 @@ def _caption(found: dict[tuple[str, str], list[Row]], base: list[Row]) -> str:
         f"{shown['model']['arch']} at {shown['model']['image_size']} px, COCO weights, {len(last['by_site'])} centres, "
         f"{shown['federation']['rounds']} rounds of {shown['train']['epochs']} epochs, seeds {seeds}; a site scores "
         f"its own completed model; {last['date']}, {last['cpu']}, load {min(loads):.0f} to {max(loads):.0f}; "
-        f"{versions}. Images: PolypGen (CC BY 4.0). UltraFlwr's paper reports up to 83 % fewer bytes a round, for YOLO11n on blood "
-        "cells and surgical tools (arXiv 2503.15161)."
+        f"{versions}. Images: PolypGen (CC BY 4.0). UltraFlwr's paper reports up to 83 % fewer bytes a round, for "
+        "YOLO11n on blood cells and surgical tools (arXiv 2503.15161)."
     )
 
 
