@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from _common import about
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
@@ -104,17 +104,23 @@ def _payload(record: ArrayRecord) -> int:
     return sum(array.numpy().nbytes for array in record.values())
 
 
-def peer(name: str, parts: Sequence[str], cell: Cell, data: Path) -> Row:
+def federate(parts: Sequence[str], cell: Cell, data: Path) -> Counted:
     """Flower's FedAvg, unchanged, over these parts; its messages go through its own serialisation."""
     TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
-    load, sites = os.getloadavg()[0], runs.sites_of(cell.config, data)
+    sites = runs.sites_of(cell.config, data)
     clients = [replace(c, selector=All()) for c in runs.clients_of(cell.config, sites, None)]
-    members = {11 + i: Member(c, parts, cell.seed) for i, c in enumerate(clients)}
-    app, rounds = Counted(members), cell.config.federation.rounds
-    grid: Any = InProcess(app.app, list(members))
-    strategy = FedAvg(min_train_nodes=len(members), min_evaluate_nodes=len(members), min_available_nodes=len(members))
-    start = next(iter(members.values())).give()
-    strategy.start(grid, start, num_rounds=rounds, train_config=ConfigRecord(), evaluate_config=ConfigRecord())
+    app = Counted({11 + i: Member(c, parts, cell.seed) for i, c in enumerate(clients)})
+    grid: Any = InProcess(app.app, list(app.members))
+    count = len(clients)
+    strategy = FedAvg(min_train_nodes=count, min_evaluate_nodes=count, min_available_nodes=count)
+    start = next(iter(app.members.values())).give()
+    strategy.start(grid, start, num_rounds=cell.config.federation.rounds)
+    return app
+
+
+def peer(name: str, parts: Sequence[str], cell: Cell, data: Path) -> Row:
+    """Its row."""
+    load, rounds, app = os.getloadavg()[0], cell.config.federation.rounds, federate(parts, cell, data)
     weights = list(app.weights.values())
     curve = [float(np.average(each, weights=weights)) for each in zip(*app.scores.values(), strict=True)]
     where = about("peers", PACKAGES)
