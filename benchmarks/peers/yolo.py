@@ -181,7 +181,21 @@ def table(budget: str, path: Path) -> str:
         score = mean(r["map50"] for r in some)
         cells = [name, what, f"{volume(some):.2f}", f"{1 - volume(some) / volume(base):.1%}", ratio, f"**{score:.3f}**"]
         lines.append("| " + " | ".join([*cells, f"{100 * (score - mean(r['map50'] for r in base)):+.1f}"]) + " |")
-    return "\n".join([*lines, "", _caption(found, base)]) + "\n"
+    return "\n".join([*lines, *_noise(base, found.get(("polypfed", "full"))), "", _caption(found, base)]) + "\n"
+
+
+def _noise(theirs: list[Row], ours: list[Row] | None) -> list[str]:
+    """What rounding alone does to a score: both average the same whole models, in another order."""
+    if not ours:
+        return []
+    first, last = ([mean(r["curve"][i] for r in some) for some in (theirs, ours)] for i in (0, -1))
+    first[1] = mean(r["curve"][1] for r in ours)  # ours has the model before any training too
+    return [
+        "",
+        "Flower's and our average of whole models differ in rounding alone: after round 1 they score "
+        f"{first[0]:.4f} and {first[1]:.4f}, in the end {last[0]:.3f} and {last[1]:.3f}. So {100 * abs(last[0] - last[1]):.1f} points are "
+        "within what chance does in so short a training.",
+    ]
 
 
 def _caption(found: dict[tuple[str, str], list[Row]], base: list[Row]) -> str:
