@@ -190,11 +190,12 @@ def _noise(theirs: list[Row], ours: list[Row] | None) -> list[str]:
         return []
     first, last = ([mean(r["curve"][i] for r in some) for some in (theirs, ours)] for i in (0, -1))
     first[1] = mean(r["curve"][1] for r in ours)  # ours has the model before any training too
+    points = 100 * abs(last[0] - last[1])
     return [
         "",
         "Flower's and our average of whole models differ in rounding alone: after round 1 they score "
-        f"{first[0]:.4f} and {first[1]:.4f}, in the end {last[0]:.3f} and {last[1]:.3f}. So {100 * abs(last[0] - last[1]):.1f} points are "
-        "within what chance does in so short a training.",
+        f"{first[0]:.4f} and {first[1]:.4f}, in the end {last[0]:.3f} and {last[1]:.3f}. So {points:.1f} points are within "
+        "what chance does in so short a training.",
     ]
 
 
