@@ -22,12 +22,49 @@ last round), and writes the table and the plot shown here. Rates, budgets and ce
     python benchmarks/page.py            # this page, from the rows
 
 """
-SCALE = """## scale
+TABLES = (  # what is no study but has a table and a plot here: results' folder, question, how it is done
+    (
+        "federated-real",
+        "Do two sites of different centres gain from each other over a real deployment, and should the backbone train?",
+        "Like the seed's two machines: `polypfed deploy` on Flower and on NVFlare, TLS, a key or certificate per site.",
+    ),
+    (
+        "peers",
+        "What do others spend on the same work?",
+        "UltraFlwr's partial averaging over stock Flower, and the simulations of Flower, NVFlare and pfl-research.",
+    ),
+    ("scale", "What does the engine itself cost as sites, model and rounds grow?", ""),
+)
+SCRIPTS = (  # question, command, folder of results
+    ("What does a round cost beside plain training?", "polypfed bench rounds --quick", "rounds"),
+    ("How fast are mean, median and Krum beside the peers'?", "polypfed bench kernels", "kernels"),
+    ("How many rounds does each strategy need on sorted labels?", "polypfed bench strategies", "strategies"),
+    ("Which strategy for four real centres?", "polypfed compare examples/strategies.toml", ""),
+    ("What does privacy cost in bytes and time?", "polypfed bench privacy --quick", "privacy"),
+    ("What does a device manage?", "polypfed bench edge`, on it `polypfed bench latency FILE.tflite", "edge"),
+    ("What does our adapter add to Flower's own cost?", "polypfed bench flower --live", "flower"),
+    ("What does our adapter add to NVFlare's own cost?", "polypfed bench nvflare", "nvflare"),
+    ("How do selectors compare over seeds?", "polypfed bench study polypfed/demo.toml --seeds 0 1 2", ""),
+    ("What does one malicious site of five cost?", "polypfed bench attacks", "attacks"),
+    ("Does a model tell who was trained on?", "polypfed bench membership", "membership"),
+    ("What do kills at random moments cost?", "polypfed bench kills", "faults/kills.jsonl"),
+    ("What do damaged connections cost?", "polypfed bench chaos flower`, `nvflare", "faults/chaos.jsonl"),
+    ("Does a run of 200 rounds grow?", "polypfed bench soak", "soak"),
+    ("Does any parser fall to spoilt input?", "polypfed bench fuzz --count 1000000", "fuzz"),
+)
 
-**What does the engine itself cost as sites, model and rounds grow?** `polypfed bench scale`
 
-"""
-SCRIPTS = """## Scripts with a table of their own
+def recorded(name: str, question: str, how: str) -> Iterator[str]:
+    """A table and a plot that a script has left."""
+    yield f"## {name}\n\n**{question}**\n"
+    yield f"`polypfed bench {name}`{'. ' * bool(how)}{how}\n"
+    table = RESULTS / name / "table.md"
+    if not table.exists():
+        yield "Nothing of it has been run yet.\n"
+        return
+    yield table.read_text(encoding="utf-8")
+    if (RESULTS / name / "plot.svg").exists():
+        yield f"![{question}](results/{name}/plot.svg)\n"
 
 | question | command |
 |---|---|
@@ -48,6 +85,15 @@ SCRIPTS = """## Scripts with a table of their own
 | Does any parser fall to spoilt input? | `polypfed bench fuzz --count 1000000`, [its table](results/faults/table.md) |
 | What do damaged connections and kills cost? | `polypfed bench chaos flower`, [the same](results/faults/table.md) |
 """
+
+def scripts() -> Iterator[str]:
+    """The other commands, with what is recorded of them."""
+    yield "## Scripts with a table of their own\n\n| question | command | recorded |\n|---|---|---|"
+    for question, command, name in SCRIPTS:
+        places = (RESULTS / name / "table.md", (RESULTS / name).parent / "table.md", RESULTS / name)
+        found = [p for p in places if name and p.is_file()]
+        link = f"[here]({found[0].relative_to(HERE).as_posix()})" if found else ""
+        yield f"| {question} | `{command}` | {link} |"
 
 
 def section(name: str, budget: str) -> Iterator[str]:
@@ -97,10 +143,8 @@ def fewest_bytes(one: study.Study, rows: list[engine.Row], within: list[str]) ->
 def text(budget: str = "small") -> str:
     """The whole page."""
     parts = [line for name in ORDER for line in section(name, budget)]
-    scale = RESULTS / "scale" / "table.md"
-    if scale.exists():
-        parts += [SCALE + scale.read_text(encoding="utf-8"), "![Cost against scale](results/scale/plot.svg)\n"]
-    return HEAD + "\n".join(parts) + "\n" + SCRIPTS
+    parts += [line for entry in TABLES for line in recorded(*entry)]
+    return HEAD + "\n".join([*parts, *scripts()]) + "\n"
 
 
 def main() -> None:

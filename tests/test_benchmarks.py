@@ -39,7 +39,7 @@ def test_every_script_can_be_loaded() -> None:
     for package in ("flwr", "nvflare", "psutil", "sklearn", "torch"):
         pytest.importorskip(package, exc_type=ImportError)
     scripts = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "nvflare_job")
-    scripts += ["peers.run", "peers.work", "peers.table"]
+    scripts += ["peers.run", "peers.work", "peers.table", "peers.yolo"]
     code = f"import importlib\nfor name in {scripts}: importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,10 @@
 """The engine of the studies: nothing is computed twice, a kill costs at most a round, tables come from rows."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,6 +228,49 @@ def test_a_killed_cell_goes_on_from_its_last_round_to_the_same_figures(studies: 
     )[0]
     assert [plain.table("map50")[r, ""] for r in range(3)] == whole["curve"], "looking changes nothing"
     assert whole["kept"] == 2 * 9
+
+
+KILLED = """
+import sys, pathlib
+from studies import cell, engine, study
+folder = pathlib.Path({folder!r})
+one = study.load("try", "small", folder)
+for row in engine.complete(one, folder / "results" / "try" / "rows.jsonl", folder / "work", cell.outcome):
+    print(row["cell"], row["seed"], flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_study_that_was_killed_goes_on_and_recomputes_nothing(studies: Any, tmp_path: Path) -> None:
+    (tmp_path / "try.toml").write_text(STUDY.replace("seeds = [0, 1]", "seeds = [0]"))
+    one = studies.study.load("try", "small", tmp_path)
+    path, run = tmp_path / "results" / "try" / "rows.jsonl", tmp_path / "work" / "runs" / one.cells[1].key
+    places = os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)])
+    command = [sys.executable, "-c", KILLED.format(folder=str(tmp_path))]
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": places})
+
+    process = start()
+    while not (run / "checkpoint").exists():  # the first cell is done, and the second has saved something
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.communicate(timeout=60)[0].split() == ["one", "0"]
+    assert process.returncode == -signal.SIGKILL
+    first = path.read_text()
+    assert list(studies.engine.read(path)) == [one.cells[0].key]
+    again = start()
+    assert again.communicate(timeout=300)[0].split() == ["two", "0"], "the row that was there is not computed again"
+    assert path.read_text().startswith(first)
+    row = studies.engine.read(path)[one.cells[1].key]
+    assert row["resumed"]
+    whole = studies.cell.outcome(one.cells[1], tmp_path / "whole", tmp_path / "data")
+    assert {k: row[k] for k in ("curve", "by_site", "bytes_up", "val_loss")} == {
+        k: whole[k] for k in ("curve", "by_site", "bytes_up", "val_loss")
+    }
+    assert start().communicate(timeout=300)[0] == "", "nothing is left to do"
 
 
 @pytest.mark.slow

@@ -40,10 +40,10 @@ def named(ctx: typer.Context, name: str) -> None:
     if home is None:
         raise ConfigError("needs a checkout of the project: benchmarks/ is not installed", where=f"bench {name}")
     studies = sorted(p.stem for p in (home / "studies").glob("*.toml"))
-    programs = {p.stem.replace("_", "-"): [str(p)] for p in home.glob("[a-z]*.py")}
+    programs = {p.stem.replace("_", "-").removeprefix("on-"): [str(p)] for p in home.glob("[a-z]*.py")}
     programs |= {p.parent.name: ["-m", p.parent.name] for p in home.glob("[a-z]*/__main__.py")}
     programs |= {study: ["-m", "studies", study] for study in studies}
-    command = programs.get(name.replace("_", "-"))
+    command = programs.get(name.replace("_", "-").removeprefix("on-"))
     if command is None:
         known = ", ".join([*studies, *sorted(set(programs) - {*studies, "studies"})])
         raise ConfigError(f"no benchmark is called {name!r}", where="bench", remedy=f"Known: {known}")
