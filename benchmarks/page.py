@@ -42,6 +42,7 @@ SCRIPTS = (  # question, command, folder of results
     ("Which strategy for four real centres?", "polypfed compare examples/strategies.toml", ""),
     ("What does privacy cost in bytes and time?", "polypfed bench privacy --quick", "privacy"),
     ("What does a device manage?", "polypfed bench edge`, on it `polypfed bench latency FILE.tflite", "edge"),
+    ("What does training cost a board's detector?", "polypfed bench edge_loop --beside", "edge"),
     ("What does our adapter add to Flower's own cost?", "polypfed bench flower --live", "flower"),
     ("What does our adapter add to NVFlare's own cost?", "polypfed bench nvflare", "nvflare"),
     ("How do selectors compare over seeds?", "polypfed bench study polypfed/demo.toml --seeds 0 1 2", ""),
@@ -50,7 +51,7 @@ SCRIPTS = (  # question, command, folder of results
     ("What do kills at random moments cost?", "polypfed bench kills", "faults/kills.jsonl"),
     ("What do damaged connections cost?", "polypfed bench chaos flower`, `nvflare", "faults/chaos.jsonl"),
     ("Does a run of 200 rounds grow?", "polypfed bench soak", "soak"),
-    ("Does any parser fall to spoilt input?", "polypfed bench fuzz --count 1000000", "fuzz"),
+    ("Does any parser fall to spoilt input?", "polypfed bench fuzz --count 1000000", "faults"),
 )
 
 
@@ -66,25 +67,6 @@ def recorded(name: str, question: str, how: str) -> Iterator[str]:
     if (RESULTS / name / "plot.svg").exists():
         yield f"![{question}](results/{name}/plot.svg)\n"
 
-| question | command |
-|---|---|
-| What does a round cost beside plain training? | `polypfed bench rounds --quick` |
-| How fast are mean, median and Krum beside the peers'? | `polypfed bench kernels` |
-| How many rounds does each strategy need on sorted labels? | `polypfed bench strategies` |
-| Which strategy for four real centres? | `polypfed compare examples/strategies.toml` |
-| What does privacy cost in bytes and time? | `polypfed bench privacy --quick` |
-| What does a device manage? | `polypfed bench edge`, [its table](results/edge/table.md) |
-| What does training cost a board's detector? | `polypfed bench edge_loop --beside`, in the same table |
-| How fast is a model on this board? | `polypfed bench latency FILE.tflite` |
-| What does one machine spend on Flower's and NVFlare's simulations? | `cd benchmarks; python -m peers.run` |
-| Do Flower and NVFlare give the same model? | `polypfed bench on_flower`, `polypfed bench on_nvflare` |
-| How do selectors compare over seeds? | `polypfed bench study polypfed/demo.toml --seeds 0 1 2` |
-| What does one malicious site of five cost? | `polypfed bench attacks`, [its table](results/attacks/table.md) |
-| Does a model tell who was trained on? | `polypfed bench membership`, [its table](results/membership/table.md) |
-| Does a run of 200 rounds grow? | `polypfed bench soak`, [its table](results/soak/table.md) |
-| Does any parser fall to spoilt input? | `polypfed bench fuzz --count 1000000`, [its table](results/faults/table.md) |
-| What do damaged connections and kills cost? | `polypfed bench chaos flower`, [the same](results/faults/table.md) |
-"""
 
 def scripts() -> Iterator[str]:
     """The other commands, with what is recorded of them."""
