@@ -8,15 +8,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
 
 import click
 import pytest
 import typer
 
 import polypfed
-from polypfed import backends, clients, privacy, select, strategies, testing
 from polypfed.cli import app
 from polypfed.core.errors import MissingExtraError
 
@@ -96,12 +98,34 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^a-z0-9_ -]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("room", [polypfed, backends, clients, privacy, select, strategies, testing])
-def test_every_public_name_is_documented(room: object) -> None:
-    things = {name: getattr(room, name) for name in room.__all__}  # type: ignore[attr-defined]
+def public_rooms() -> list[ModuleType]:
+    """The package and its rooms, as far as they list their names."""
+    found = (import_module(f"polypfed.{module.name}") for module in iter_modules(polypfed.__path__) if module.ispkg)
+    return [room for room in (polypfed, *found) if hasattr(room, "__all__")]
+
+
+def methods(thing: object) -> Iterator[str]:
+    """Public methods and properties that a class defines itself."""
+    for name, value in vars(thing).items() if inspect.isclass(thing) else ():
+        plain = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+        if not name.startswith("_") and inspect.isfunction(plain) and plain.__name__ == name:
+            yield name
+
+
+@pytest.mark.parametrize("room", public_rooms(), ids=lambda room: room.__name__)
+def test_every_public_name_is_documented(room: ModuleType) -> None:
+    """Of every name in `__all__`, and of its public methods; a method may have its text from a base class."""
+    things = {name: getattr(room, name) for name in room.__all__}
     told = {n: t for n, t in things.items() if inspect.isclass(t) or inspect.isfunction(t) or inspect.ismodule(t)}
+    told |= {f"{name}.{m}": getattr(thing, m) for name, thing in told.items() for m in methods(thing)}
     assert told
     assert [name for name, thing in told.items() if not inspect.getdoc(thing)] == []
+
+
+def test_rooms_and_names_are_found() -> None:
+    rooms = public_rooms()
+    assert len(rooms) >= 13
+    assert "fit" in set(methods(polypfed.NumpyClient))
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ class Backend(Protocol):
     """
 
     @property
-    def clients(self) -> Sequence[str]: ...
+    def clients(self) -> Sequence[str]:
+        """Names of the sites, sorted."""
 
     def exchange(self, tasks: Mapping[str, Task], deadline: float) -> Iterator[Reply]:
         """Deliver one task per site; yield replies as they come, within `deadline` seconds.

@@ -72,7 +72,8 @@ class Stage(Protocol):
     least: ClassVar[int]
 
     @property
-    def linear(self) -> bool: ...
+    def linear(self) -> bool:
+        """Whether the sum of what it makes is what it makes of the sum."""
 
     def size(self, length: int) -> int:
         """Values that go on of so many."""
@@ -127,6 +128,7 @@ class Clip(_Step):
         return self.norm if at.norm is None else at.norm
 
     def forward(self, vector: Vector, state: State, at: At) -> tuple[Vector, State]:
+        """See Stage."""
         out: Any = dp.clip({"": vector}, self.bound(at)).vectors[""]
         return out, _NOTHING
 
@@ -155,11 +157,13 @@ class Noise(_Step):
         return self.multiplier if self.clip.adaptive is None else self.clip.adaptive.multiplier_of_sum
 
     def forward(self, vector: Vector, state: State, at: At) -> tuple[Vector, State]:
+        """See Stage."""
         if self.where == "server":
             return vector, _NOTHING
         return dp.noised(vector, self.effective * self.clip.bound(at), at.noise()), _NOTHING
 
     def backward(self, mean: Vector, at: At, length: int) -> Vector:
+        """See Stage."""
         if self.where == "site":
             return mean
         return dp.noised_mean(mean, at.count, at.planned, self.effective, self.clip.bound(at), at.noise())
@@ -183,6 +187,7 @@ class RandomK(_Step):
         compress.kept(1, self.share)
 
     def size(self, length: int) -> int:
+        """See Stage."""
         whole = self.dense[1] - self.dense[0]
         return compress.kept(length - whole, self.share) + whole
 
@@ -198,10 +203,12 @@ class RandomK(_Step):
         return np.concatenate([self._rest(length)[chosen], np.arange(*self.dense)])
 
     def forward(self, vector: Vector, state: State, at: At) -> tuple[Vector, State]:
+        """See Stage."""
         out = compress.gather(vector, state.get("residual"), self.indices(vector.size, at))
         return out.values, {"residual": out.residual}
 
     def backward(self, mean: Vector, at: At, length: int) -> Vector:
+        """See Stage."""
         return compress.scatter(mean, self.indices(length, at), length)
 
 
@@ -219,9 +226,11 @@ class TopK(RandomK):
 
     @property
     def linear(self) -> bool:
+        """See Stage."""
         return self.common
 
     def size(self, length: int) -> int:
+        """See Stage."""
         return super().size(length) if self.common else length
 
     def indices(self, length: int, at: At) -> compress.Indices:
@@ -234,6 +243,7 @@ class TopK(RandomK):
         return self._and_dense(compress.top_k(rest, self.share, at.seed, at.round, explore), reference.size)
 
     def forward(self, vector: Vector, state: State, at: At) -> tuple[Vector, State]:
+        """See Stage."""
         if self.common:
             return super().forward(vector, state, at)
         residual = state.get("residual")
@@ -242,6 +252,7 @@ class TopK(RandomK):
         return full - own.residual, {"residual": own.residual}
 
     def backward(self, mean: Vector, at: At, length: int) -> Vector:
+        """See Stage."""
         return super().backward(mean, at, length) if self.common else mean
 
 

@@ -56,10 +56,12 @@ class Selector(Protocol):
     """
 
     @property
-    def judge(self) -> Judge | None: ...
+    def judge(self) -> Judge | None:
+        """What else is asked of an image than its confidence; None where no label is looked at."""
 
     @property
-    def blind(self) -> bool: ...
+    def blind(self) -> bool:
+        """True where no confidence is looked at, so that nothing need be scored."""
 
     def choose(self, scores: Sequence[Score], rng: np.random.Generator) -> Mask:
         """Mask of the samples to train on: (len(scores),) bool, in the order given."""

@@ -57,7 +57,8 @@ class Strategy(Protocol):
     """
 
     @property
-    def reducer(self) -> Reducer: ...
+    def reducer(self) -> Reducer:
+        """How updates become one."""
 
     def init(self, x: Vector) -> State:
         """The state before round 1; x: trainable part of the global model, (T,)."""
