@@ -294,15 +294,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     level = mean(r["map50"] for r in rows if (r["attack"], r["reducer"]) == ("none", "mean"))
     out += ["", f"Points of mAP50 lost against the plain mean of five honest sites ({level:.3f}); below 0: gained."]
     if len(base) > 1:
-        out.append(f"With brackets: mean and range of up to {len(base)} seeds; without: one seed.")
+        out.append(
+            f"With brackets: mean and range of up to {len(base)} seeds; without: one seed, not the same in all rows."
+        )
     for name in ("absent", "nudged"):
         if (name, "mean") in lost:
             out.append(f"{name.capitalize()}: {points(lost[name, 'mean'])}.")
-    attacked = {a: mean(v) for (a, r), v in lost.items() if r == "default" and a in ATTACKS and a != "none"}
+    attacked = {a: v for (a, r), v in lost.items() if r == "default" and a in ATTACKS and a != "none"}
     if attacked:
-        worst = max(attacked, key=attacked.__getitem__)
-        over = ", ".join(a for a in ATTACKS if attacked.get(a, 0) > 2) or "none"
-        out.append(f"The default loses at most {attacked[worst]:.1f} points ({worst}); more than 2: {over}.")
+        worst = max(attacked, key=lambda a: max(attacked[a]))
+        over = ", ".join(a for a in ATTACKS if a in attacked and round(max(attacked[a]), 1) > 2) or "none"
+        out.append(f"On its worst seed the default loses {max(attacked[worst]):.1f} points ({worst}); above 2: {over}.")
+        if missing := [a for a in ATTACKS if a != "none" and a not in attacked]:
+            out.append(f"Not run under the default: {', '.join(missing)}.")
     seeds = len({r["seed"] for r in rows})
     budget = f"{last['honest']} honest rounds and {last['rounds']} under attack, 1 epoch each, {seeds} seed"
     versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())

@@ -90,9 +90,10 @@ def test_the_table_says_what_was_lost_and_where_it_is_too_much(attacks: Any, tmp
         "scaling": "+1.5 (+1.0 to +2.0)",
         "ALIE": "+5.0",
     }
-    assert "mean and range of up to 2 seeds; without: one seed." in text
+    assert "mean and range of up to 2 seeds; without: one seed, not the same in all rows." in text
     assert "Nudged: -1.0." in text
-    assert "at most 5.0 points (ALIE); more than 2: ALIE." in text
+    assert "On its worst seed the default loses 5.0 points (ALIE); above 2: ALIE." in text
+    assert "Not run under the default: sign flip, noise, label flip, claims." in text
     assert (tmp_path / "plot.svg").read_bytes().startswith(b"<?xml")
 
 
