@@ -306,6 +306,10 @@ def test_bench_finds_studies_and_scripts_of_the_checkout(tmp_path: Path, real_da
     assert wrong.stderr.count("\n") == 1
     assert "'communicaton'" in wrong.stderr
     assert " communication," in wrong.stderr
+    for name in ("gap", "federated-real", "federated_real"):
+        shown = bench(name, "--help")
+        assert shown.returncode == 0
+        assert "[--budget BUDGET]" in shown.stdout, "the script's own help"
     cell = bench("gap", "--cells", "nonsense")
     assert cell.returncode == 1
     assert "has no cell 'nonsense'" in cell.stderr

@@ -194,8 +194,8 @@ def _noise(theirs: list[Row], ours: list[Row] | None) -> list[str]:
     return [
         "",
         "Flower's and our average of whole models differ in rounding alone: after round 1 they score "
-        f"{first[0]:.4f} and {first[1]:.4f}, in the end {last[0]:.3f} and {last[1]:.3f}. So {points:.1f} points "
-        "are within what chance does in so short a training.",
+        f"{first[0]:.4f} and {first[1]:.4f}, in the end {last[0]:.3f} and {last[1]:.3f}. So {points:.1f} points are "
+        "within what chance does in so short a training.",
     ]
 
 

@@ -32,7 +32,7 @@ def _group() -> None:
     """Measure what this machine manages."""
 
 
-@app.command(context_settings=_PASSED)
+@app.command(context_settings=_PASSED, add_help_option=False)  # --help is the script's
 def named(ctx: typer.Context, name: str) -> None:
     """A study or script of the checkout; the word "named" may be left out: polypfed bench communication."""
     places = [Path(__file__).parents[2] / "benchmarks", Path("benchmarks")]
