@@ -9,6 +9,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from polypfed.clients.base import Client, HasInitial
@@ -126,6 +127,21 @@ def _as_edge(client: Any, settings: DeviceSettings, more: dict[str, Any]) -> Any
 
 
 def _give_way(nice: int) -> None:
-    """Lower this thread's priority to `nice`, once; threads that it starts inherit it."""
+    """Lower this thread's priority to `nice`, once; threads that it starts inherit it.
+
+    Linux with autogroups shares the processor between sessions first, and `nice` counts within one only. The detector
+    has a session of its own; so this one gives way too, unless it is a terminal's and somebody else's as well.
+    """
     with suppress(OSError):
         os.nice(max(0, nice - os.nice(0)))
+    if nice and not _has_terminal():
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice))
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

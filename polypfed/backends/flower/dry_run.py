@@ -4,7 +4,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def dry_run(path: str | Path, strategy: str = "fedavg") -> Findings:
     days = _days(site.place("certificate"))
     _check_key(site.place("key").with_suffix(".pub"))
     with sealed(), tempfile.TemporaryDirectory(prefix="pf-") as scratch:
-        client = site.open()
+        client = _writing_to(Path(scratch), site.open())
         open_ = replace(
             site.policy, approve=False, min_cohort=None, epsilon=None
         )  # nothing leaves, nobody else is there
@@ -82,6 +82,13 @@ def dry_run(path: str | Path, strategy: str = "fedavg") -> Findings:
         replies = {kind: shell.perform(task) for kind, task in tasks.items()}
     sizes = {kind: _size(reply) for kind, reply in replies.items()}
     return Findings(site.name, str(site.engine["server"]), days, replies, sizes)
+
+
+def _writing_to(folder: Path, client: Client) -> Client:
+    """A client that writes files of its own into a `directory` is given another."""
+    if getattr(client, "directory", None) is None or not is_dataclass(client):
+        return client
+    return replace(client, directory=folder)
 
 
 def _tasks(client: Client, strategy: Strategy) -> dict[str, Task]:

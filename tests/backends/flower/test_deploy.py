@@ -6,6 +6,7 @@ import ssl
 import stat
 import subprocess
 import tomllib
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +198,30 @@ def test_a_dry_run_shows_what_would_be_sent(folder: Path) -> None:
     assert "metric gradient_norm" in text
     assert text.endswith("Nothing was sent.")
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before  # and nothing was kept
+
+
+@dataclass
+class Keeping:
+    """A client with a folder of its own."""
+
+    inner: Any
+    directory: Path
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def fit(self, task: Any) -> Any:
+        (self.directory / "seen.csv").write_text("image 17")
+        return self.inner.fit(task)
+
+
+def test_a_dry_run_keeps_nothing_of_a_client_that_writes_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, own = SiteFile.open, folder / "sites" / "north"
+    monkeypatch.setattr(SiteFile, "open", lambda site: Keeping(opened(site), own))
+    assert dry_run(own / "site.toml").good
+    assert not (own / "seen.csv").exists()
 
 
 def test_a_dry_run_cannot_open_a_connection() -> None:
