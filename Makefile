@@ -71,7 +71,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 studies: $(STAMP)
-	@set -e; for study in gap communication fewer-rounds active federated-sim generalise central; do \
+	@set -e; for study in gap communication fewer-rounds active federated-sim generalise central federated-real peers; do \
 	    $(BIN)/polypfed bench $$study; done; cd benchmarks; ../$(BIN)/python page.py
 
 clean:
