@@ -35,6 +35,9 @@ def _group() -> None:
 @app.command(context_settings=_PASSED, add_help_option=False)  # --help is the script's
 def named(ctx: typer.Context, name: str) -> None:
     """A study or script of the checkout; the word "named" may be left out: polypfed bench communication."""
+    if name == "--help":
+        typer.echo(ctx.get_help())
+        return
     places = [Path(__file__).parents[2] / "benchmarks", Path("benchmarks")]
     home = next((p.resolve() for p in places if (p / "studies" / "__main__.py").exists()), None)
     if home is None:
