@@ -141,7 +141,7 @@ class NVFlare:
 
 
 class _SiteLostError(BackendError):
-    """A site's process ended before it could be given work; NVFlare goes on without it, and never says so."""
+    """A site's process ended or fell silent before it could be given work; NVFlare waits or goes on, and never says so."""
 
 
 class _Running:
@@ -206,7 +206,7 @@ class _Running:
             gone, begun = begun - alive - self._present, begun | alive
             if self._process.poll() is not None or monotonic() > end or (gone and not self._shared):
                 lines = self._log.read_text(errors="replace").strip().splitlines()[-3:]
-                kind = _SiteLostError if gone and self._process.poll() is None else BackendError
+                kind = _SiteLostError if self._process.poll() is None else BackendError
                 raise kind(f"NVFlare's simulator does not start ({' / '.join(lines)})", where="backend")
 
     def _complete(self) -> bool:
