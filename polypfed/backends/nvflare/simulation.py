@@ -141,7 +141,7 @@ class NVFlare:
 
 
 class _SiteLostError(BackendError):
-    """A site's process ended or fell silent before it could be given work; NVFlare waits or goes on, and never says so."""
+    """A site's process ended or fell silent before it could be given work, and NVFlare never says so."""
 
 
 class _Running:
