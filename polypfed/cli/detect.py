@@ -1,6 +1,7 @@
 """`polypfed detect`: a model over images, a video, a camera or a stream; what it finds as pictures and JSON lines."""
 
 import contextlib
+import errno
 import json
 import sys
 import time
@@ -71,12 +72,12 @@ def _quiet() -> Any:
 
 @contextlib.contextmanager
 def _written(path: Path | None) -> Iterator[None]:
-    """A disk that is full, or a folder that may not be written, as one line."""
+    """A disk that is full, or a folder that may not be written, as one line; nothing else is taken for that."""
     try:
         yield
-    except BrokenPipeError:  # the reader of standard output has gone
-        raise
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
         where = error.filename or path
         raise DataError(f"cannot be written ({error.strerror})", where=where, remedy="Is the disk full?") from None
 
