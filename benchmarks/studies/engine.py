@@ -14,9 +14,9 @@ Run = Callable[[Cell, Path, Path], Row]
 
 
 def read(path: Path) -> dict[str, Row]:
-    """The rows there are, by key."""
+    """The rows there are, by key; those of other benchmarks have none."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return {row["key"]: row for row in map(json.loads, lines)}
+    return {row["key"]: row for row in map(json.loads, lines) if "key" in row}
 
 
 def rows(study: Study, path: Path) -> list[Row]:

@@ -144,7 +144,7 @@ class BlindClient:
             mean = self.plan.pipeline.backward(decoded.mean, at, self.plan.length)
             self._move(number, mean, names)
             self._reference = mean
-            self._grid = self._grid.following(decoded.peaks)
+            self._grid = self._grid.following(decoded.spans)
         self._round = number
 
     def _opened(self, task: Task, number: int, about: Mapping[str, Any], slots: Integers, roster: Roster) -> Integers:

@@ -42,7 +42,7 @@ class MaskedEngine(StagedEngine):
             decoded = self.plan.codec(self._grid).decode(slots, expect=len(survivors))
             at = self._at(got.number, len(survivors))
             got.mean = self.plan.pipeline.backward(decoded.mean, at, self.plan.length)
-            got.peaks = decoded.peaks
+            got.spans = decoded.spans
 
     def _train(self, got: "_Masked", masking: Masking) -> None:
         """The third exchange: sites train, and send masked updates."""
@@ -69,7 +69,7 @@ class MaskedEngine(StagedEngine):
         assert isinstance(got, _Masked)
         if got.mean is None:
             return self.plan.split(np.zeros(self.plan.length, np.float32))
-        self.now.privacy = self.now.privacy | {"grid": self._grid.following(got.peaks).to_json()}
+        self.now.privacy = self.now.privacy | {"grid": self._grid.following(got.spans).to_json()}
         return self._split(got.mean)
 
 
@@ -78,4 +78,4 @@ class _Masked(Summed):
 
     total: MaskedSum
     mean: Vector | None = None
-    peaks: tuple[float, ...] = ()
+    spans: tuple[float, ...] = ()

@@ -12,7 +12,7 @@ def stages(
     mode: Mode,
     *,
     bits: float = 8.0,
-    bound: float = 0.02,
+    bound: float | None = None,
     cap: int | None = 4096,
     profile: Profile = "std",
     threshold: int | None = None,
@@ -25,8 +25,9 @@ def stages(
     Args:
         mode: "plain", "dp" (clip and noise), "he" (encrypted sums), "secagg" (masked sums) or "hybrid" (both).
         bits: of a value under he, secagg and hybrid, at least.
-        bound: of the first round's values, as a share of the largest weight of their tensor.
-        cap: the most examples a site may have; None, if the strategy weighs all sites alike.
+        bound: of the first round's values, as a share of the largest weight of their tensor; None:
+            what suits the number of levels.
+        cap: the most examples a site may have, near the largest number there is; None, if the strategy weighs all sites alike.
         profile: of the encryption: "std", "pq128" or "tc256".
         threshold: sites that must survive a masked round; None is two thirds.
         norm, multiplier, where: of the clip and the noise under dp.

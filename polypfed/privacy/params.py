@@ -14,7 +14,7 @@ from typing import Literal
 
 from polypfed.core.errors import ConfigError
 from polypfed.core.settings import whole
-from polypfed.privacy.slots import Slots
+from polypfed.privacy.slots import MOST_LANES, Slots
 
 Profile = Literal["std", "pq128", "tc256"]
 
@@ -55,7 +55,7 @@ class HEParams:
         if self.profile not in PROFILES:
             raise ConfigError(f"{self.profile!r} is not one of {', '.join(PROFILES)}", where="profile")
         whole("sites", self.sites, 2, MAX_SITES)
-        whole("lanes", self.lanes, 1, 8)
+        whole("lanes", self.lanes, 1, MOST_LANES)
         _ = self.slots
 
     @classmethod
@@ -72,7 +72,7 @@ class HEParams:
                 raise ConfigError("give bits or lanes, not both", where="bits")
             return cls(profile, sites, lanes)
         wanted = 8.0 if bits is None else bits
-        for count in range(8, 0, -1):
+        for count in range(MOST_LANES, 0, -1):
             try:
                 found = cls(profile, sites, count)
             except ConfigError:

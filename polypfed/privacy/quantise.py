@@ -22,7 +22,8 @@ from polypfed.privacy.slots import Integers, Slots
 
 _BLOCK = 1 << 16
 _CHECKS = 4
-_PEAK_BITS, _PEAK_UNIT = 36, 1 << 12  # (largest value / bound)**2 from 1/64 squared to 4096 squared
+_SMALL, _FINE = 1024, 64  # sections of at most so many values have at least so many levels
+_SPAN_BITS, _SPAN_UNIT = 36, 1 << 12  # (span / bound)**2 from 1/64 squared to 4096 squared
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Grid:
     def of_model(cls, spec: ModelSpec, x: Vector, share: float = 0.05, floor: float = 1e-3) -> "Grid":
         """One section per tensor for a first round: `share` of the tensor's largest value, at least `floor`.
 
-        The initial model is known to all sites, so all get the same grid; later ones follow the peaks.
+        The initial model is known to all sites, so all get the same grid; later ones follow the spans.
         """
         views = spec.views(x).values()
         sections = [(max(share * float(np.abs(v).max(initial=0.0)), floor), v.size) for v in views if v.size]
@@ -84,13 +85,13 @@ class Grid:
             start = stop
         return found
 
-    def following(self, peaks: Sequence[float], factor: float = 2.0) -> "Grid":
-        """The grid of the next round: factor * what `Decoded.peaks` says of each section.
+    def following(self, spans: Sequence[float], factor: float = 2.0) -> "Grid":
+        """The grid of the next round: factor * what `Decoded.spans` says of each section.
 
-        A section that nobody moved keeps its bound; none shrinks by more than half, as a site with larger values may
-        only have missed a round. All who hold the sum get the same grid.
+        A section that nobody moved keeps its bound; none shrinks to less than a sixteenth, as a site with larger values
+        may only have missed a round: they would then come a round late. All who hold the sum get the same grid.
         """
-        bounds = (max(factor * p, bound / 2) if p > 0 else bound for p, bound in zip(peaks, self.bounds, strict=True))
+        bounds = (max(factor * s, bound / 16) if s > 0 else bound for s, bound in zip(spans, self.bounds, strict=True))
         return Grid(tuple(bounds), self.sizes)
 
 
@@ -107,13 +108,13 @@ class Encoded:
 class Decoded:
     """The mean of `count` sites, float32; `weight` is the sum of their examples, or `count` under uniform weights.
 
-    `peaks`: per section, the root mean square over the sites of the largest weighted value each had to send.
+    `spans`: per section, the root mean square over the sites of the span each had to send, see `Codec`.
     """
 
     mean: Vector
     weight: int
     count: int
-    peaks: tuple[float, ...]
+    spans: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,12 @@ class Codec:
     Behind the values ride some lanes more: a one per site, so that the sum knows how many sites are in it; four digits
     of a digest of the grid, so that sites with different grids are found out; the digits of the number of examples, so
     that the total weight is an exact integer and no site's number is seen; and for each section the square of its
-    largest value, so that the next grid suits what the sites send and not only their mean, which may be far smaller.
+    span, so that the next grid suits what the sites send and not only their mean, which may be far smaller. The span is
+    the section's largest weighted value, or sqrt(levels + 1) / 2 times the root mean square of them if that is less:
+    few levels are better spent on the many small values than on the one largest, which the residual brings later.
+
+    Small sections (biases, BatchNorm's weights and statistics) matter more than their bytes: where a lane has fewer
+    than 64 levels, each of their values takes several lanes, as digits to the base levels + 1.
 
     Args:
         slots: lanes and modulus.
@@ -136,7 +142,7 @@ class Codec:
         >>> a = codec.encode(np.float32([0.5, 0.0, -1.0]), 10, draw).slots
         >>> b = codec.encode(np.float32([-0.5, 0.0, 1.0]), 10, draw).slots
         >>> codec.decode(a + b, expect=2)
-        Decoded(mean=array([0., 0., 0.], dtype=float32), weight=20, count=2, peaks=(1.0,))
+        Decoded(mean=array([0., 0., 0.], dtype=float32), weight=20, count=2, spans=(1.0,))
     """
 
     slots: Slots
@@ -149,21 +155,55 @@ class Codec:
 
     @property
     def values(self) -> int:
-        """Lanes in use: the vector, the count, the digest of the grid, the weight, the peaks."""
-        return self.grid.length + 1 + _CHECKS + self._digits(self._weight_bits) + self._peak_digits
+        """Lanes in use: the vector, its further digits, the count, the digest of the grid, the weight, the spans."""
+        return self._behind + 1 + _CHECKS + self._digits(self._weight_bits) + self._span_digits
 
     @property
     def size(self) -> int:
         """Slots of one message."""
         return self.slots.count(self.values)
 
+    def room(self, size: int) -> float:
+        """The bound that suits so many values, as a multiple of their root mean square."""
+        return math.sqrt((self.slots.levels + 1) ** self._lanes(size))
+
+    def _lanes(self, size: int) -> int:
+        """How many lanes a value of a section of this size takes."""
+        enough = (digits for digits in range(1, 10) if (self.slots.levels + 1) ** digits >= _FINE)
+        return next(enough) if size <= _SMALL else 1
+
+    @cached_property
+    def _lanes_each(self) -> tuple[int, ...]:
+        return tuple(self._lanes(size) for size in self.grid.sizes)
+
+    def _most(self, section: int) -> int:
+        """The highest level of a section; even as `Slots.levels` is, so zero lies on the grid."""
+        return int((self.slots.levels + 1) ** self._lanes_each[section] - 1)
+
+    @cached_property
+    def _behind(self) -> int:
+        """Where the trailer begins."""
+        return sum(size * lanes for size, lanes in zip(self.grid.sizes, self._lanes_each, strict=True))
+
+    @cached_property
+    def _further(self) -> tuple[int, ...]:
+        """Per section: where the second digits of its values begin, those of the first value first."""
+        extra = [size * (lanes - 1) for size, lanes in zip(self.grid.sizes, self._lanes_each, strict=True)]
+        return tuple(self.grid.length + sum(extra[:section]) for section in range(len(extra)))
+
+    def _digits_of(self, section: int, at: slice) -> list[slice]:
+        """Lanes of the values at `at`, lowest digit first."""
+        start, size = self._further[section], at.stop - at.start
+        more = range(self._lanes_each[section] - 1)
+        return [at, *(slice(start + d * size, start + (d + 1) * size) for d in more)]
+
     @property
     def _weight_bits(self) -> int:
         return 0 if self.cap is None else self.cap.bit_length()
 
     @property
-    def _peak_digits(self) -> int:
-        return len(self.grid.sizes) * self._digits(_PEAK_BITS)
+    def _span_digits(self) -> int:
+        return len(self.grid.sizes) * self._digits(_SPAN_BITS)
 
     def _digits(self, bits: int) -> int:
         return -(-bits // self._digit_bits)
@@ -192,21 +232,35 @@ class Codec:
         levels = np.zeros(self.values, np.uint32)
         lost = np.empty_like(vector) if residual is not None else None
         factor = 1.0 if self.cap is None else weight / self.cap
-        saturated, peaks = 0, [0.0] * len(self.grid.sizes)
+        saturated, peaks, energies = 0, [0.0] * len(self.grid.sizes), [0.0] * len(self.grid.sizes)
         for section, at in self.grid.pieces():
             bound = self.grid.bounds[section]
             exact = vector[at].astype(np.float64) * factor
             if residual is not None:
                 exact += residual[at]
             peak = float(max(exact.max(), -exact.min())) / bound
-            levels[at], outside = _round(exact, bound, self.slots.levels, generator)
+            whole, outside = _round(exact, bound, self._most(section), generator)
             saturated, peaks[section] = saturated + outside, max(peaks[section], peak)
+            energies[section] += float(np.square(exact / bound).sum())
             if lost is not None:
-                lost[at] = exact - _value(levels[at], 1, bound, self.slots.levels)
-        squares = [min(math.ceil(_PEAK_UNIT * p * p), (1 << _PEAK_BITS) - 1) for p in peaks]
+                lost[at] = exact - _value(whole, 1, bound, self._most(section))
+            *lower, last = self._digits_of(section, at)
+            for lanes in lower:
+                whole, levels[lanes] = np.divmod(whole, self.slots.levels + 1)
+            levels[last] = whole
+        squares = [
+            self._square(section, peak, energy)
+            for section, (peak, energy) in enumerate(zip(peaks, energies, strict=True))
+        ]
         trailer = [1, *self._check, *self._split(weight, self._weight_bits)]
-        levels[self.grid.length :] = trailer + [d for square in squares for d in self._split(square, _PEAK_BITS)]
+        levels[self._behind :] = trailer + [d for square in squares for d in self._split(square, _SPAN_BITS)]
         return Encoded(self.slots.pack(levels), saturated, lost)
+
+    def _square(self, section: int, peak: float, energy: float) -> int:
+        """The square of a section's span, in units that fit its digits."""
+        size = max(self.grid.sizes[section], 1)
+        square = min(peak * peak, (self.room(size) / 2) ** 2 * energy / size)
+        return min(math.ceil(_SPAN_UNIT * square), (1 << _SPAN_BITS) - 1)
 
     def decode(self, total: Integers, expect: int | None = None) -> Decoded:
         """The mean behind a sum of slots.
@@ -221,21 +275,25 @@ class Codec:
         """
         sums = self.slots.unpack(total, self.values)
         behind = 1 + _CHECKS + self._digits(self._weight_bits)
-        ones, checks, digits, rest = np.split(sums[self.grid.length :], [1, 1 + _CHECKS, behind])
+        ones, checks, examples, rest = np.split(sums[self._behind :], [1, 1 + _CHECKS, behind])
         count = int(ones[0])
         if not 0 < count <= self.slots.sites or (expect is not None and count != expect):
             raise FrameRefused("count", f"the sum holds {count} sites, not {expect or f'1 to {self.slots.sites}'}")
         if checks.tolist() != [count * digit for digit in self._check]:
             raise FrameRefused("wrong-parameters", "the sites did not use one and the same grid")
-        weight = count if self.cap is None else self._join(digits)
+        weight = count if self.cap is None else self._join(examples)
         divisor = count if self.cap is None else weight / self.cap
         mean = np.zeros(self.grid.length, np.float32)
         if divisor:
             for section, at in self.grid.pieces():
-                mean[at] = _value(sums[at], count, self.grid.bounds[section], self.slots.levels) / divisor
+                *lower, last = self._digits_of(section, at)
+                whole = sums[last].astype(np.float64)
+                for lanes in reversed(lower):
+                    whole = whole * (self.slots.levels + 1) + sums[lanes]
+                mean[at] = _value(whole, count, self.grid.bounds[section], self._most(section)) / divisor
         squares = [self._join(part) for part in rest.reshape(len(self.grid.sizes), -1)]
-        peaks = (b * math.sqrt(s / (count * _PEAK_UNIT)) for b, s in zip(self.grid.bounds, squares, strict=True))
-        return Decoded(mean, weight, count, tuple(peaks))
+        spans = (b * math.sqrt(s / (count * _SPAN_UNIT)) for b, s in zip(self.grid.bounds, squares, strict=True))
+        return Decoded(mean, weight, count, tuple(spans))
 
     @cached_property
     def _check(self) -> list[int]:
@@ -265,10 +323,9 @@ def _round(
     return np.clip(np.floor(scaled, out=scaled), 0, levels, out=scaled), int(outside)
 
 
-def _value(levels: NDArray[np.uint32], count: int, bound: float, most: int) -> NDArray[np.float64]:
+def _value(levels: NDArray[np.float64], count: int, bound: float, most: int) -> NDArray[np.float64]:
     """The sum that `levels` stand for; integers are subtracted first, so a sum of zeros is exactly zero."""
-    centred = levels.astype(np.float64)
-    centred *= 2
+    centred = levels * 2
     centred -= count * most
     centred *= bound / most
     return centred

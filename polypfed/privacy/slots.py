@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from polypfed.core.errors import ConfigError, LayoutError
 from polypfed.core.settings import whole
 
+MOST_LANES = 16
+"""Values in a slot; three levels for each of four sites take 14 lanes of 46 bits."""
+
 Integers = NDArray[np.unsignedinteger]
 """1-D, C-contiguous, of an unsigned dtype."""
 
@@ -46,7 +49,7 @@ class Slots:
 
     def __post_init__(self) -> None:
         whole("sites", self.sites, 1, 1 << 15)
-        whole("lanes", self.lanes, 1, 8)
+        whole("lanes", self.lanes, 1, MOST_LANES)
         whole("modulus", self.modulus, 2, 1 << 62)
         if self.base**self.lanes > self.modulus:
             raise ConfigError(f"{self.lanes} lanes of {self.base} do not fit below {self.modulus}", where="base")

@@ -262,20 +262,20 @@ class Quantise(_Step):
 
     Args:
         bits: of a value, at least.
-        bound: of the first round's values, as a share of the largest weight of their tensor; later ones follow from
-            what the sites say of it inside the sum.
+        bound: of the first round's values, as a share of the largest weight of their tensor; None: what suits the
+            number of levels, see `Plan.first_grid`. Later ones follow from what the sites say of it inside the sum.
         cap: the most examples a site may have, near the largest number there is; None weighs all sites alike.
         feedback: keep what rounding and saturation lost for the next round.
     """
 
     kind: ClassVar[Kind] = "compress"
     bits: float = 8.0
-    bound: float = 0.1
+    bound: float | None = None
     cap: int | None = None
     feedback: bool = True
 
     def __post_init__(self) -> None:
-        positive(bits=self.bits, bound=self.bound)
+        positive(bits=self.bits, bound=1.0 if self.bound is None else self.bound)
         if self.cap is not None:
             whole("cap", self.cap, 1, 1 << 40)
 
@@ -327,4 +327,4 @@ def slots_for(quantise: Quantise, encrypt: Encrypt | None, sites: int) -> tuple[
 
 def codec_for(quantise: Quantise, slots: Slots, length: int, grid: Grid | None = None) -> Codec:
     """The codec of a round; grid: that of the round before, moved by `Grid.following`."""
-    return Codec(slots, grid or Grid.flat(quantise.bound, length), quantise.cap)
+    return Codec(slots, grid or Grid.flat(quantise.bound or 1.0, length), quantise.cap)

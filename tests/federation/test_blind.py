@@ -96,7 +96,7 @@ def in_clear(strategy: Strategy, rounds: int) -> Vector:
         parts.pop(BUFFERS)
         names = tuple(s.name for s in sites)
         x, state = strategy.step(x, state, parts, Cohort(number, names, (1, 1, 1), 3))
-        grid = grid.following(decoded.peaks)
+        grid = grid.following(decoded.spans)
     return x
 
 

@@ -155,8 +155,8 @@ def test_the_next_grid_suits_what_sites_send_though_their_mean_is_zero():
     codec = Codec(BYTE, Grid((1.0, 1.0, 1.0), (4, 2, 1)))
     vector = np.float32([0.1, -0.5, 0, 0.2, 7.0, -0.01, 0])
     result = codec.decode(sum(encoded(codec, [vector, -vector], [1, 1])), expect=2)
-    assert result.peaks == pytest.approx((0.5, 7.0, 0.0), rel=0.02)
-    following = codec.grid.following(result.peaks)
+    assert result.spans == pytest.approx((0.5, 7.0, 0.0), rel=0.02)
+    following = codec.grid.following(result.spans)
     assert following.bounds == pytest.approx((1.0, 14.0, 1.0), rel=0.02)
     again = Codec(BYTE, following).encode(vector, 1, np.random.default_rng(0))
     assert again.saturated == 0
@@ -169,7 +169,7 @@ def test_a_site_much_larger_than_the_others_still_moves_the_grid():
     for _ in range(3):
         codec = Codec(BYTE, grid)
         out = [codec.encode(v, 1, np.random.default_rng(0)) for v in vectors]
-        grid = grid.following(codec.decode(sum(o.slots for o in out), expect=4).peaks)
+        grid = grid.following(codec.decode(sum(o.slots for o in out), expect=4).spans)
     assert sum(o.saturated for o in out) == 0
     assert 2.5 < grid.bounds[0] < 3.5
 
