@@ -27,7 +27,8 @@ def stages(
         bits: of a value under he, secagg and hybrid, at least.
         bound: of the first round's values, as a share of the largest weight of their tensor; None:
             what suits the number of levels.
-        cap: the most examples a site may have, near the largest number there is; None, if the strategy weighs all sites alike.
+        cap: the most examples a site may have, near the largest number there is; None, if the strategy weighs all sites
+            alike.
         profile: of the encryption: "std", "pq128" or "tc256".
         threshold: sites that must survive a masked round; None is two thirds.
         norm, multiplier, where: of the clip and the noise under dp.

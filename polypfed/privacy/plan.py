@@ -23,6 +23,8 @@ _MOVED, _STATISTICS_MOVED = 0.03, 0.4
 """What a first round moves a value by, as a share of the largest of its tensor: root mean square over YOLOv5n's large
 tensors, three epochs from COCO's weights to polyps; of BatchNorm's statistics twice the median, as they vary more."""
 
+_AMPLE = 64.0  # times what is expected: more room in a first round would be levels for nothing
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -135,7 +137,7 @@ class Plan:
         room, bounds = self.codec().room, []
         for i, piece in enumerate(np.split(x[: sum(tensors)], np.cumsum(tensors)[:-1])):
             expected = _MOVED if i < trainable else _STATISTICS_MOVED
-            share = expected * room(piece.size) if quantise.bound is None else quantise.bound
+            share = expected * min(room(piece.size), _AMPLE) if quantise.bound is None else quantise.bound
             bounds.append(share * max(float(np.abs(piece).max()), floor))
         if self.sent != self.length:
             return Grid((max(bounds[:trainable]), *bounds[trainable:]), self.sizes)

@@ -6,7 +6,7 @@ import pytest
 from polypfed import ModelSpec, Update
 from polypfed.clients.outbox import Outbox, plan_of
 from polypfed.privacy.quantise import Grid
-from polypfed.privacy.stage import At, Quantise, RandomK, Stage, TopK
+from polypfed.privacy.stage import At, Encrypt, Quantise, RandomK, Stage, TopK
 from polypfed.strategies import FedAvg
 
 SPEC = ModelSpec.of({"w": np.zeros(4), "bn.running_mean": np.zeros(2)}, buffers=["bn.running_mean"])
@@ -43,3 +43,14 @@ def test_levels_are_sent_whole_and_with_bounds_of_their_own_when_values_are_left
         assert dense[4:].tolist() == [50, 60]
         assert np.count_nonzero(dense[:4]) == 1
     assert plan.first_grid(np.float32([1, 2, 4, 3, 1, 1])).bounds[0] == pytest.approx(4 * 0.02)
+
+
+@pytest.mark.parametrize("bits", [1.5, 3.0, 8.0, 15.0])
+def test_a_first_grid_has_room_for_statistics_of_another_task(bits: float) -> None:
+    """Weights move by a part of their size, statistics by several times theirs; few levels are spread less far."""
+    arrays = {"w": np.full((60, 60), 2.0), "bn.running_mean": np.full(2, 1.0)}
+    spec = ModelSpec.of(arrays, buffers=["bn.running_mean"])
+    plan = plan_of(FedAvg(), spec, [Quantise(bits=bits, cap=10), Encrypt()], 3)
+    weights, statistics = plan.first_grid(spec.pack(arrays)).bounds
+    assert weights == pytest.approx(2 * 0.03 * min(64, plan.codec().room(3600)))
+    assert statistics > 3 * 2.0

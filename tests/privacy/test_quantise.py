@@ -35,12 +35,59 @@ def test_the_mean_is_within_a_step_of_the_exact_one(sites, length, seed, weighte
 
 
 def test_rounding_is_unbiased():
-    codec = Codec(Slots(1 << 16, 1 << 16, 1, 4096), Grid.flat(1.0, 1))
+    codec = Codec(Slots(1 << 16, 1 << 16, 1, 4096), Grid.flat(1.0, 4000))
     assert codec.slots.levels == 14
     draw = np.random.default_rng(0)
     for value in (-0.97, -0.31, 0.05, 0.6):
-        found = [codec.decode(codec.encode(np.float32([value]), 0, draw).slots).mean[0] for _ in range(4000)]
+        found = codec.decode(codec.encode(np.full(4000, value, np.float32), 0, draw).slots).mean
+        assert set(np.round((found + 1) * 7, 3)) <= set(range(15)), "one lane each, so few levels"
         assert np.mean(found) == pytest.approx(value, abs=4 * (2 / 14) / 2 / np.sqrt(4000))
+
+
+FEW = Slots(modulus=33**9, base=33, lanes=9, sites=4)  # 9 levels: what HEParams gives four sites at 3 bits
+
+
+def test_few_levels_are_spent_on_the_many_small_values():
+    """A grid that follows the largest value of 20,000 loses most of a Laplace vector at 9 levels; the span does not."""
+    draw, codec = np.random.default_rng(0), Codec(FEW, Grid.flat(1.0, 20_000))
+    vectors = [draw.laplace(0, 0.01, 20_000).astype(np.float32) for _ in range(4)]
+    for _ in range(2):
+        result = codec.decode(sum(encoded(codec, vectors, [1] * 4)), expect=4)
+        codec = Codec(FEW, codec.grid.following(result.spans))
+    assert codec.grid.bounds[0] == pytest.approx(3 * 0.01 * np.sqrt(2), rel=0.02), "three times the root mean square"
+    exact = np.mean(vectors, axis=0)
+
+    def lost(bound: float) -> float:
+        found = Codec(FEW, Grid.flat(bound, 20_000))
+        error = found.decode(sum(encoded(found, vectors, [1] * 4)), expect=4).mean - exact
+        return float(np.square(error).sum() / np.square(exact).sum())
+
+    assert lost(codec.grid.bounds[0]) < 0.12
+    assert lost(2 * max(np.abs(v).max() for v in vectors)) > 1.0
+
+
+def test_many_levels_leave_room_for_the_largest_value():
+    draw, codec = np.random.default_rng(0), Codec(BYTE, Grid.flat(1.0, 20_000))
+    vector = draw.laplace(0, 0.01, 20_000).astype(np.float32)
+    bound = codec.grid.following(codec.decode(sum(encoded(codec, [vector], [1]))).spans).bounds[0]
+    assert bound == pytest.approx(2 * np.abs(vector).max(), rel=0.03)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([2, 4, 8, 12]), st.integers(1, 4), st.integers(0, 2**32))
+def test_small_tensors_have_levels_enough_whatever_a_lane_holds(levels, sites, seed):
+    """Beside a large section of few levels, values of a small one come back to one part in 64, and residuals fit."""
+    slots = Slots(modulus=(4 * levels + 1) ** 5, base=4 * levels + 1, lanes=5, sites=4)
+    assert slots.levels == levels
+    draw, codec = np.random.default_rng(seed), Codec(slots, Grid((1.0, 2.0, 0.5), (5000, 30, 1)))
+    vectors = [draw.uniform(-0.5, 0.5, 5031).astype(np.float32) for _ in range(sites)]
+    zero = np.zeros(5031, np.float32)
+    out = [codec.encode(v, 1, np.random.default_rng(i), zero) for i, v in enumerate(vectors)]
+    result = codec.decode(sum(o.slots for o in out), expect=sites)
+    exact = np.mean(vectors, axis=0)
+    assert np.abs(result.mean - exact)[5000:].max() <= 2 * 2.0 / 64
+    assert result.mean == pytest.approx(exact - np.mean([o.residual for o in out], axis=0), abs=1e-6)
+    assert not codec.decode(codec.encode(zero, 1, draw).slots).mean.any()
 
 
 def test_zero_stays_exactly_zero():
