@@ -15,7 +15,8 @@ ORDER = ("gap", "communication", "fewer-rounds", "active", "federated-sim", "gen
 HEAD = """# Benchmarks
 
 Each question below has one command. It runs what is missing, keeps what it has (a cell that was killed goes on from its
-last round), and writes the table and the plot shown here. Rates, budgets and cells are in `benchmarks/studies/*.toml`.
+last round), and writes the whole table and the plots. Rates, budgets and cells are in `benchmarks/studies/*.toml`; what
+every run came to is in `results/NAME/rows.jsonl`. Points are of mAP50, over the seeds that both cells have.
 
     polypfed bench NAME                  # or, in this folder: python -m studies NAME
     polypfed bench NAME --budget paper   # more rounds, larger images, three seeds: days without a GPU
@@ -56,16 +57,23 @@ SCRIPTS = (  # question, command, folder of results
 
 
 def recorded(name: str, question: str, how: str) -> Iterator[str]:
-    """A table and a plot that a script has left."""
+    """The first table and the plot that a script has left."""
     yield f"## {name}\n\n**{question}**\n"
-    yield f"`polypfed bench {name}`{'. ' * bool(how)}{how}\n"
     table = RESULTS / name / "table.md"
+    yield f"`polypfed bench {name}`{_whole(name)}{'. ' * bool(how)}{how}\n"
     if not table.exists():
         yield "Nothing of it has been run yet.\n"
         return
-    yield table.read_text(encoding="utf-8")
+    blocks = table.read_text(encoding="utf-8").split("\n\n")
+    first = next(i for i, block in enumerate(blocks) if block.startswith("|"))
+    yield "\n\n".join([*blocks[: first + 1], ""])
     if (RESULTS / name / "plot.svg").exists():
         yield f"![{question}](results/{name}/plot.svg)\n"
+
+
+def _whole(name: str) -> str:
+    found = (RESULTS / name / "table.md").exists()
+    return f"; [the whole table](results/{name}/table.md)" if found else ""
 
 
 def scripts() -> Iterator[str]:
@@ -78,19 +86,34 @@ def scripts() -> Iterator[str]:
         yield f"| {question} | `{command}` | {link} |"
 
 
-def section(name: str, budget: str) -> Iterator[str]:
-    """One study: question, table, plot, command."""
+def answers(budget: str) -> Iterator[str]:
+    """Question and answer of each study, in a line."""
+    yield "| study | question | answer |\n|---|---|---|"
+    for name in ORDER:
+        one, rows = _study(name, budget)
+        yield f"| [{name}](#{name}) | {one.question} | {verdict(one, rows)} |"
+    yield ""
+
+
+def _study(name: str, budget: str) -> tuple[study.Study, list[engine.Row]]:
     one = study.load(name, budget)
-    rows = engine.rows(one, RESULTS / name / "rows.jsonl")
+    return one, engine.rows(one, RESULTS / name / "rows.jsonl")
+
+
+def section(name: str, budget: str) -> Iterator[str]:
+    """One study: question, answer, plots, command, and of the table what answers the question."""
+    one, rows = _study(name, budget)
     yield f"## {name}\n\n**{one.question}**\n"
-    yield f"`polypfed bench {name}`; settings: [studies/{name}.toml](studies/{name}.toml)\n"
-    if not rows:
-        yield "No cell of it has been run yet.\n"
-        return
-    done, known = len(rows), len(one.cells)
-    yield f"{verdict(one, rows)} ({done} of {known} cells done.)\n"
-    yield show.table(one, rows).partition("\n\n")[2]
-    yield f"![{one.question}](results/{name}/plot.svg)\n"
+    if rows:
+        yield f"{verdict(one, rows)}\n"
+        yield f"![{one.question}](results/{name}/plot.svg)\n"
+        yield show.short(one, rows) + "\n"
+    settings = f"settings: [studies/{name}.toml](studies/{name}.toml)"
+    yield f"`polypfed bench {name}`; {settings}{_whole(name) if rows else ''}.\n"
+    if rows:
+        yield f"{show.caption(rows)}\n"
+    if rows and (missing := show.missing(one, rows)):
+        yield f"Not run yet: {', '.join(missing)}.\n"
     if (RESULTS / name / "details.svg").exists():
         yield f"![More of {name}](results/{name}/details.svg)\n"
 
@@ -98,6 +121,8 @@ def section(name: str, budget: str) -> Iterator[str]:
 def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     """The answer the rows give, in words made from figures alone."""
     cells = show.by_cell(one, rows)
+    if not rows:
+        return "Not run yet."
     base = cells.get(one.against)
     if base is None:
         return f"The cell to compare with, {one.against}, is not done yet."
@@ -109,7 +134,9 @@ def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     within = [name for name, found in apart.items() if found >= -one.points]
     near = f"Within {one.points:g} point{'s' * (one.points != 1)} of it: {', '.join(within) or 'none'}."
     lead = f"Best of the others: {best}, {apart[best]:+.1f} points."
-    fewest = fewest_bytes(one, rows, within) if one.plot == "bytes" and within else ""
+    fewest = ""
+    if within:
+        fewest = fewest_bytes(one, rows, within) if one.plot == "bytes" else fewest_images(one, rows, within)
     return f"{one.against}: mAP50 {show.score(base):.3f}. {lead} {near}{fewest}"
 
 
@@ -122,9 +149,18 @@ def fewest_bytes(one: study.Study, rows: list[engine.Row], within: list[str]) ->
     return f" Fewest bytes of these: {best}, {whole:.1%} fewer in the whole run, {each:.1%} fewer in a round."
 
 
+def fewest_images(one: study.Study, rows: list[engine.Row], within: list[str]) -> str:
+    """Where selection is the question: which of the cells that are near enough trains on the fewest images."""
+    if "easy" not in one.details:
+        return ""
+    shares = {name: show.used(some) for name, some in show.by_cell(one, rows).items() if name in within}
+    best = min(shares, key=shares.__getitem__)
+    return f" Fewest images of these: {best}, {shares[best]:.0%}."
+
+
 def text(budget: str = "small") -> str:
     """The whole page."""
-    parts = [line for name in ORDER for line in section(name, budget)]
+    parts = [*answers(budget), *(line for name in ORDER for line in section(name, budget))]
     parts += [line for entry in TABLES for line in recorded(*entry)]
     return HEAD + "\n".join([*parts, *scripts()]) + "\n"
 

@@ -48,31 +48,62 @@ def table(study: Study, rows: Sequence[Row]) -> str:
     for name, some in cells.items():
         line = _line(name, some, base, sites) + (_bytes(some, base) if study.plot == "bytes" else [])
         lines.append("| " + " | ".join([*line, f"{mean(r['cpu_s'] for r in some):.0f}"]) + " |")
-    missing = sorted(
-        {f"{c.name} (seed {c.seed})" for c in study.cells} - {f"{r['cell']} (seed {r['seed']})" for r in rows}
-    )
+    left = missing(study, rows)
     lines += [
         *details.tables(study, cells),
         "",
         caption(rows),
-        *([f"Not run yet: {', '.join(missing)}."] if missing else []),
+        *([f"Not run yet: {', '.join(left)}."] if left else []),
     ]
     return "\n".join(lines) + "\n"
+
+
+def missing(study: Study, rows: Sequence[Row]) -> list[str]:
+    """Cells that have no row yet."""
+    done = {f"{r['cell']} (seed {r['seed']})" for r in rows}
+    return sorted({f"{c.name} (seed {c.seed})" for c in study.cells} - done)
+
+
+def short(study: Study, rows: Sequence[Row]) -> str:
+    """Of each cell the score, the points, and what the question weighs them against: bytes or images."""
+    cells = by_cell(study, rows)
+    base, sized, chosen = cells.get(study.against), study.plot == "bytes", "easy" in study.details
+    head = f"| cell | seeds | mAP50 | points to {study.against} |"
+    head += " fewer bytes a round | fewer in all |" if sized else " images used | still found |" if chosen else ""
+    lines = [head, "|---|" + "---:|" * (head.count("|") - 2)]
+    for name, some in cells.items():
+        apart = None if base is None else points(some, base)
+        line = [name, str(len(some)), _score(some), "" if apart is None else f"{apart:+.1f}"]
+        if sized:
+            line += [*_bytes(some, base)[:1], *_bytes(some, base)[2:]]
+        elif chosen:
+            line += [f"{used(some):.0%}", details.still([r["easy"] for r in some if "easy" in r], "found", "images")]
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def used(some: Sequence[Row]) -> float:
+    """Share of the images seen that were trained on."""
+    return float(mean(r["kept"] for r in some) / mean(r["images"] for r in some))
+
+
+def _score(some: Sequence[Row]) -> str:
+    spread = f" ({min(r['map50'] for r in some):.3f} to {max(r['map50'] for r in some):.3f})" if len(some) > 1 else ""
+    return f"**{score(some):.3f}**{spread}"
 
 
 def _line(name: str, some: Sequence[Row], base: Sequence[Row] | None, sites: Sequence[str]) -> list[str]:
     def of(metric: str) -> float:
         return mean(r[metric] for r in some)
 
-    spread = f" ({min(r['map50'] for r in some):.3f} to {max(r['map50'] for r in some):.3f})" if len(some) > 1 else ""
     apart = None if base is None else points(some, base)
-    cells = [name, f"**{of('map50'):.3f}**{spread}", "" if apart is None else f"{apart:+.1f}"]
+    cells = [name, _score(some), "" if apart is None else f"{apart:+.1f}"]
     cells += [f"{of(m):.3f}" for m in ("map50_95", "precision", "recall")]
     cells += [
         f"{mean(r['by_site'][s] for r in some):.3f}" if all(s in r["by_site"] for r in some) else "" for s in sites
     ]
-    used = "pooled" if some[0]["settings"]["pool"] else f"{of('kept') / of('images'):.0%}"
-    return [*cells, used, *[f"{each(some, b):.2f}" for b in ("bytes_up", "bytes_down")]]
+    share = "pooled" if some[0]["settings"]["pool"] else f"{used(some):.0%}"
+    return [*cells, share, *[f"{each(some, b):.2f}" for b in ("bytes_up", "bytes_down")]]
 
 
 def _bytes(some: Sequence[Row], base: Sequence[Row] | None) -> list[str]:
