@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polypfed.core.errors import ConfigError
+
 ROOT = Path(__file__).parents[1]
 STUDY = """
 question = "Does it work?"
@@ -99,6 +101,13 @@ def test_no_cell_is_computed_twice_whatever_it_is_called(studies: Any, one: Any,
     list(studies.engine.complete(renamed, other, tmp_path / "work", run))
     assert len(ran) == 1, "the rows of another study count too"
     assert [r["cell"] for r in studies.engine.rows(renamed, other)] == ["ONE", "TWO", "ONE", "TWO"]
+
+
+def test_some_cells_and_seeds_can_be_run_alone(studies: Any, one: Any) -> None:
+    assert [(c.name, c.seed) for c in studies.study.only(one, ["two"]).cells] == [("two", 0), ("two", 1)]
+    assert [(c.name, c.seed) for c in studies.study.only(one, ["two", "one"], [1]).cells] == [("two", 1), ("one", 1)]
+    with pytest.raises(ConfigError, match="no cell 'three'"):
+        studies.study.only(one, ["three"])
 
 
 def test_a_change_of_any_setting_is_another_cell(one: Any) -> None:

@@ -17,6 +17,7 @@ def main() -> int:
     options.add_argument("--results", type=Path, default=RESULTS)
     options.add_argument("--work", type=Path, default=Path("runs/studies"))
     options.add_argument("--cells", nargs="*", help="only these; by default all")
+    options.add_argument("--seeds", nargs="*", type=int, help="only these; by default all")
     options.add_argument("--show", action="store_true", help="run nothing; table and plot from the rows there are")
     given = options.parse_args()
     try:
@@ -25,7 +26,7 @@ def main() -> int:
         if not given.show:
             from studies.cell import outcome  # torch is not needed to show, or to say what is wrong
 
-            some = study.only(one, given.cells)
+            some = study.only(one, given.cells, given.seeds)
             for row in engine.complete(some, path, given.work, outcome):
                 print(
                     f"{row['cell']}, seed {row['seed']}: mAP50 {row['map50']:.3f}, {row['cpu_s']:.0f} CPU s", flush=True

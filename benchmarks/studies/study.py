@@ -79,8 +79,8 @@ class Study:
     details: tuple[str, ...] = ()
 
 
-def only(study: Study, wanted: Sequence[str] | None) -> Study:
-    """The study with these cells alone, in the order asked for; None: all.
+def only(study: Study, wanted: Sequence[str] | None, seeds: Sequence[int] | None = None) -> Study:
+    """The study with these cells and seeds alone, cells in the order asked for; None: all.
 
     Raises:
         ConfigError: it has no such cell.
@@ -89,7 +89,7 @@ def only(study: Study, wanted: Sequence[str] | None) -> Study:
     if unknown := sorted(set(wanted or ()) - known):
         raise ConfigError(f"has no cell {unknown[0]!r}", where=study.name, remedy=f"It has: {', '.join(sorted(known))}")
     found = study.cells if wanted is None else tuple(c for name in wanted for c in study.cells if c.name == name)
-    return replace(study, cells=found)
+    return replace(study, cells=tuple(c for c in found if seeds is None or c.seed in seeds))
 
 
 def names() -> list[str]:
