@@ -130,7 +130,7 @@ class Privacy(_Table):
 
     mode: Literal["plain", "dp", "he", "secagg", "hybrid"] = "plain"
     bits: Positive = 8.0
-    bound: Positive = 0.02
+    bound: Positive | None = None
     cap: Count = 4096
     profile: Literal["std", "pq128", "tc256"] = "std"
     threshold: Count | None = None
