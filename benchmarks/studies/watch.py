@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 
 from polypfed.clients import DetectorClient
-from polypfed.clients.flat import FlatModel
 from polypfed.clients.frames import Augment, Batches, Frames
 from polypfed.clients.isolation import isolated
 from polypfed.core.files import write_atomic
 from polypfed.core.messages import Evaluation, Task
 from polypfed.detect import yolo
-from polypfed.detect.metrics import match
+from polypfed.detect.metrics import DetectionMetrics, detection_metrics, match
 
+LEAST = 0.001  # confidence from which detections count for average precision, as for a DetectorClient
 SURE, FOUND = 0.7, 0.25  # an easy image is found as surely as ML-TN-009 asks; found at all is our operating point
 LEVELS = tuple(i / 20 for i in range(1, 20))
 _UNCHANGED = Augment(mosaic=0.0, affine=False, hsv=False, flip=False, flip_vertical=False)
-_RESIDENT: dict[str, FlatModel] = {}
 
 
 class WatchedClient(DetectorClient):
@@ -33,25 +32,28 @@ class WatchedClient(DetectorClient):
     def evaluate(self, task: Task) -> Evaluation:
         answer = super().evaluate(task)
         with isolated(task.seed, self.threads):
-            look = self._look(task)
+            look = self._look()
         path = Path(str(self.directory)) / "looks" / f"{task.round:04d}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(look).encode())
         return answer
 
-    def _look(self, task: Task) -> dict[str, Any]:
+    def _score(self, model: Any) -> DetectionMetrics:
+        frames = self._open("val")
+        found = yolo.predict(model, frames, self.imgsz, LEAST, batch=self.batch)
+        self.__dict__["_scored"] = model, found
+        return detection_metrics(found, [frames.boxes(i) for i in range(len(frames))])
+
+    def _look(self) -> dict[str, Any]:
         """Loss per image; of each image how many boxes it has, the best confidence, and the boxes found how surely."""
-        if self.arch not in _RESIDENT:
-            _RESIDENT[self.arch] = FlatModel.of(yolo.build(self.arch), yolo.group)
-        flat, frames = _RESIDENT[self.arch], Frames(str(self.val), self.imgsz)
-        flat.load(task.vectors["model"])
-        found = yolo.predict(flat.module, frames, self.imgsz, 0.001, batch=self.batch)
+        model, found = self.__dict__.pop("_scored")
+        frames = self._open("val")
         true = [frames.boxes(i) for i in range(len(frames))]
         right = [match(f, t, [0.5])[:, 0] for f, t in zip(found, true, strict=True)]
         sure = [f.confidence[r] for f, r in zip(found, right, strict=True)]
         every, hits = (np.concatenate(each) for each in ([f.confidence for f in found], sure))
         return {
-            "loss": _loss(flat.module, frames, self.batch),
+            "loss": _loss(model, frames, self.batch),
             "boxes": [len(t) for t in true],
             "best": [round(f.best, 4) for f in found],
             "hits": {str(level): [int((s >= np.float32(level)).sum()) for s in sure] for level in (FOUND, SURE)},
@@ -66,7 +68,7 @@ def _loss(model: Any, frames: Frames, batch: int) -> float:
 
     model.eval()
     batches = Batches(frames, np.arange(len(frames)), _UNCHANGED).epoch(batch, np.random.default_rng(0))
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: the model that is trained keeps what its loss sets up here
         return sum(float(model.loss(some)[0].sum()) for some in batches) / len(frames)
 
 
