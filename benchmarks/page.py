@@ -1,4 +1,4 @@
-"""Writes benchmarks/README.md from the studies and the rows of their results: python benchmarks/page.py"""
+"""Writes benchmarks/README.md, and the answers in the README, from the rows there are: python benchmarks/page.py"""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from polypfed.core.errors import PolypfedError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+README, BEGIN, END = HERE.parent / "README.md", "<!-- answers: benchmarks/page.py -->", "<!-- end of answers -->"
 ORDER = ("gap", "communication", "fewer-rounds", "active", "federated-sim", "generalise", "central")
 HEAD = """# Benchmarks
 
@@ -86,13 +87,20 @@ def scripts() -> Iterator[str]:
         yield f"| {question} | `{command}` | {link} |"
 
 
-def answers(budget: str) -> Iterator[str]:
-    """Question and answer of each study, in a line."""
+def answers(budget: str, page: str = "") -> Iterator[str]:
+    """Question and answer of each study, in a line; `page` is where its section is."""
     yield "| study | question | answer |\n|---|---|---|"
     for name in ORDER:
         one, rows = _study(name, budget)
-        yield f"| [{name}](#{name}) | {one.question} | {verdict(one, rows)} |"
+        yield f"| [{name}]({page}#{name}) | {one.question} | {verdict(one, rows)} |"
     yield ""
+
+
+def front(budget: str = "small") -> str:
+    """The project's README with the answers of now."""
+    before, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return before + begin + "\n" + "\n".join(answers(budget, "benchmarks/README.md")) + "\n" + end + after
 
 
 def _study(name: str, budget: str) -> tuple[study.Study, list[engine.Row]]:
@@ -171,6 +179,7 @@ def main() -> None:
     given = options.parse_args()
     try:
         (HERE / "README.md").write_text(text(given.budget), encoding="utf-8")
+        README.write_text(front(given.budget), encoding="utf-8")
     except PolypfedError as error:  # the keys of the rows rest on the data and the weights that are found
         sys.exit(f"page: {error}")
 

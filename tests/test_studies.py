@@ -340,6 +340,7 @@ def test_the_page_is_what_the_rows_say(studies: Any, real_data: Path) -> None:
     import page
 
     assert (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8") == page.text()
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == page.front()
 
 
 def test_points_are_over_the_seeds_that_both_cells_have(studies: Any) -> None:

@@ -13,7 +13,7 @@ from polypfed.config import Config
 from polypfed.core.errors import ConfigError
 
 HERE = Path(__file__).parent
-_ASIDE = ("backend", "baselines", "compare", "track")  # tables that decide nothing
+_ASIDE = ("backend", "baselines", "compare", "privacy", "track")  # tables that decide nothing; privacy is in `stages`
 _OWN = ("pool", "stages")  # of a cell: what no run's config has
 
 
