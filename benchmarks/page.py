@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from studies import engine, show, study
@@ -145,7 +145,7 @@ def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     fewest = ""
     if within:
         fewest = fewest_bytes(one, rows, within) if one.plot == "bytes" else fewest_images(one, rows, within)
-    return f"{one.against}: mAP50 {show.score(base):.3f}. {lead} {near}{fewest}"
+    return f"{one.against}: mAP50 {show.score(base):.3f}. {lead} {near}{fewest}{best_alone(apart)}"
 
 
 def fewest_bytes(one: study.Study, rows: list[engine.Row], within: list[str]) -> str:
@@ -155,6 +155,13 @@ def fewest_bytes(one: study.Study, rows: list[engine.Row], within: list[str]) ->
     ours, base = cells[best], cells[one.against]
     whole, each = show.saved(ours, base, whole=True), show.saved(ours, base)
     return f" Fewest bytes of these: {best}, {whole:.1%} fewer in the whole run, {each:.1%} fewer in a round."
+
+
+def best_alone(apart: Mapping[str, float]) -> str:
+    """Where centres are trained alone: the best of them."""
+    alone = {name: found for name, found in apart.items() if name.endswith("-alone")}
+    best = max(alone, key=alone.__getitem__, default=None)
+    return "" if best is None else f" Best centre alone: {best.removesuffix('-alone').upper()}, {alone[best]:+.1f}."
 
 
 def fewest_images(one: study.Study, rows: list[engine.Row], within: list[str]) -> str:
