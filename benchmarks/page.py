@@ -98,9 +98,9 @@ def answers(budget: str, page: str = "") -> Iterator[str]:
 
 def front(budget: str = "small") -> str:
     """The project's README with the answers of now."""
-    before, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return before + begin + "\n" + "\n".join(answers(budget, "benchmarks/README.md")) + "\n" + end + after
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    return "\n".join([before + BEGIN, *answers(budget, "benchmarks/README.md"), END + after])
 
 
 def _study(name: str, budget: str) -> tuple[study.Study, list[engine.Row]]:
@@ -141,7 +141,7 @@ def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     best = max(apart, key=apart.__getitem__)
     within = [name for name, found in apart.items() if found >= -one.points]
     near = f"Within {one.points:g} point{'s' * (one.points != 1)} of it: {', '.join(within) or 'none'}."
-    lead = f"Best of the others: {best}, {apart[best]:+.1f} points."
+    lead = f"Best of the others: {best}, {apart[best]:+.1f} points ({seeds(cells[best], base)})."
     fewest = ""
     if within:
         fewest = fewest_bytes(one, rows, within) if one.plot == "bytes" else fewest_images(one, rows, within)
@@ -153,8 +153,15 @@ def fewest_bytes(one: study.Study, rows: list[engine.Row], within: list[str]) ->
     cells = show.by_cell(one, rows)
     best = min(within, key=lambda name: show.in_all(cells[name]))
     ours, base = cells[best], cells[one.against]
+    told = seeds(ours, base)
     whole, each = show.saved(ours, base, whole=True), show.saved(ours, base)
-    return f" Fewest bytes of these: {best}, {whole:.1%} fewer in the whole run, {each:.1%} fewer in a round."
+    return f" Fewest bytes of these: {best} ({told}), {whole:.1%} fewer in the whole run, {each:.1%} fewer in a round."
+
+
+def seeds(some: list[engine.Row], base: list[engine.Row]) -> str:
+    """How many seeds a difference rests on."""
+    both = len({r["seed"] for r in some} & {r["seed"] for r in base})
+    return f"{both} seed{'s' * (both != 1)}"
 
 
 def best_alone(apart: Mapping[str, float]) -> str:
@@ -168,9 +175,11 @@ def fewest_images(one: study.Study, rows: list[engine.Row], within: list[str]) -
     """Where selection is the question: which of the cells that are near enough trains on the fewest images."""
     if "easy" not in one.details:
         return ""
-    shares = {name: show.used(some) for name, some in show.by_cell(one, rows).items() if name in within}
+    cells = show.by_cell(one, rows)
+    shares = {name: show.used(cells[name]) for name in within}
     best = min(shares, key=shares.__getitem__)
-    return f" Fewest images of these: {best}, {shares[best]:.0%}."
+    told = seeds(cells[best], cells[one.against])
+    return f" Fewest images a round of these: {best} ({told}), {shares[best]:.0%}."
 
 
 def text(budget: str = "small") -> str:

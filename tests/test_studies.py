@@ -103,6 +103,14 @@ def test_no_cell_is_computed_twice_whatever_it_is_called(studies: Any, one: Any,
     assert [r["cell"] for r in studies.engine.rows(renamed, other)] == ["ONE", "TWO", "ONE", "TWO"]
 
 
+def test_privacy_is_said_by_stages_alone(studies: Any, one: Any, tmp_path: Path) -> None:
+    """It is no part of a cell's key, so it must not decide anything."""
+    text = (tmp_path / "try.toml").read_text(encoding="utf-8")
+    (tmp_path / "other.toml").write_text(text.replace("[cells.one]", '[cells.one]\nprivacy.mode = "he"'))
+    with pytest.raises(ConfigError, match="stages"):
+        studies.study.load("other", "small", tmp_path)
+
+
 def test_some_cells_and_seeds_can_be_run_alone(studies: Any, one: Any) -> None:
     assert [(c.name, c.seed) for c in studies.study.only(one, ["two"]).cells] == [("two", 0), ("two", 1)]
     assert [(c.name, c.seed) for c in studies.study.only(one, ["two", "one"], [1]).cells] == [("two", 1), ("one", 1)]
@@ -149,7 +157,7 @@ def test_bytes_are_told_per_round_and_for_the_whole_run(studies: Any, one: Any, 
     import page
 
     told = page.verdict(study, rows)
-    assert "Fewest bytes of these: two, 66.7% fewer in the whole run, 33.3% fewer in a round." in told
+    assert "Fewest bytes of these: two (1 seed), 66.7% fewer in the whole run, 33.3% fewer in a round." in told
 
 
 def more(row: dict[str, Any]) -> dict[str, Any]:

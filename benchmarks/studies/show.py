@@ -150,8 +150,10 @@ def caption(rows: Sequence[Row]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
     work = f"{settings['federation']['rounds']} rounds of {settings['train']['epochs']} epochs"
     kvasir = ", Kvasir-SEG" if "kvasir_seg" in str(settings["data"]) else ""
+    cpus, dates = sorted({r["cpu"] for r in rows}), sorted({str(r["date"]) for r in rows})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return (
         f"{settings['model']['arch']} at {settings['model']['image_size']} px, {work} unless the cell says otherwise; "
-        f"{seeds} seed{'s' * (seeds > 1)}; {last['date']}, {last['cpu']}, load {min(loads):.0f} to {max(loads):.0f}; "
+        f"{seeds} seed{'s' * (seeds > 1)}; {when}, {' and '.join(cpus)}, load {min(loads):.0f} to {max(loads):.0f}; "
         f"{versions}. Images: PolypGen (CC BY 4.0){kvasir}."
     )

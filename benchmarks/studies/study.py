@@ -123,6 +123,8 @@ def _cells(path: Path, tables: Mapping[str, Any], budget: str) -> Iterator[Cell]
                 continue
             own = {k: v for k, v in changes.items() if k not in (*_OWN, "budgets", "seeds")}
             config = configs.parse("[data]", path, shared | flat(own))
+            if config.privacy.mode != "plain":
+                raise ConfigError("is what a cell's `stages` say", where=f"{path}: {name}: privacy.mode")
             config = seeded(config, seed)
             yield Cell(name, seed, config, tuple(changes.get("pool", ())), tuple(changes.get("stages", ())))
 

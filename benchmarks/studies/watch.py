@@ -41,12 +41,13 @@ class WatchedClient(DetectorClient):
     def _score(self, model: Any) -> DetectionMetrics:
         frames = self._open("val")
         found = yolo.predict(model, frames, self.imgsz, LEAST, batch=self.batch)
-        self.__dict__["_scored"] = model, found
+        self._scored = model, found
         return detection_metrics(found, [frames.boxes(i) for i in range(len(frames))])
 
     def _look(self) -> dict[str, Any]:
         """Loss per image; of each image how many boxes it has, the best confidence, and the boxes found how surely."""
-        model, found = self.__dict__.pop("_scored")
+        model, found = self._scored
+        del self._scored
         frames = self._open("val")
         true = [frames.boxes(i) for i in range(len(frames))]
         right = [match(f, t, [0.5])[:, 0] for f, t in zip(found, true, strict=True)]

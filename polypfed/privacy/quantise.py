@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ class Codec:
     def _further(self) -> tuple[int, ...]:
         """Per section: where the second digits of its values begin, those of the first value first."""
         extra = [size * (lanes - 1) for size, lanes in zip(self.grid.sizes, self._lanes_each, strict=True)]
-        return tuple(self.grid.length + sum(extra[:section]) for section in range(len(extra)))
+        return tuple(accumulate(extra, initial=self.grid.length))
 
     def _digits_of(self, section: int, at: slice) -> list[slice]:
         """Lanes of the values at `at`, lowest digit first."""
