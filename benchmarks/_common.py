@@ -39,6 +39,17 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def tell(out: Path, where: Mapping[str, Any], *blocks: str) -> None:
+    """Print Markdown, and write it beside the rows of `out` with the machine, the date and the versions below it."""
+    text = "\n\n".join(block.strip("\n") for block in blocks)
+    print(text)
+    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".md").write_text(
+        f"{text}\n\n{where['date'][:10]}, {where['cpu']}; {versions}.\n", encoding="utf-8"
+    )
+
+
 def lines(path: str) -> list[str]:
     """Of a text file; none if it is not there."""
     return Path(path).read_text().splitlines() if Path(path).exists() else []

@@ -8,24 +8,21 @@ pair is dropped; CPU seconds. Goal: at most 5 %.
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from _common import about, append, spread, tell
 
-from polypfed import run as runs
 from polypfed.clients import DetectorClient
 from polypfed.clients.frames import Augment, Batches, Frames
 from polypfed.clients.isolation import isolated
 from polypfed.core.messages import Task
-from polypfed.core.rundir import machine
 from polypfed.core.seeds import generator
 from polypfed.data import open_partition
 from polypfed.data.synth import synth
@@ -43,7 +40,6 @@ def main() -> None:
         pairs = measure(Path(folder) / "data", given.size, given.repeats)
     ratios = sorted(fit / plain for fit, plain in pairs)
     row: dict[str, Any] = {
-        "bench": "fit_cost",
         "size": given.size,
         "fit_s": median(f for f, _ in pairs),
         "plain_s": median(p for _, p in pairs),
@@ -51,16 +47,12 @@ def main() -> None:
         "ratio_range": [ratios[0], ratios[-1]],
         "repeats": len(pairs),
         "load": os.getloadavg()[0],
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
-        "versions": runs.versions(),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(given.out, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-    print("| size | fit CPU s | plain loop CPU s | ratio, median | range | goal |\n|---|---|---|---|---|---|")
-    (low, high), seconds = row["ratio_range"], f"{row['fit_s']:.2f} | {row['plain_s']:.2f}"
-    print(f"| {given.size} | {seconds} | {row['ratio']:.3f} | {low:.3f}-{high:.3f} | 1.05 |")
+    where = about("fit_cost", ("polypfed", "numpy", "torch", "ultralytics"))
+    append(given.out, [where | row])
+    heads = "| size | fit CPU s | plain loop CPU s | ratio, median (range) | goal |\n|---|---|---|---|---|"
+    seconds = f"{row['fit_s']:.2f} | {row['plain_s']:.2f}"
+    tell(given.out, where, f"{heads}\n| {given.size} | {seconds} | {spread(ratios)} | 1.05 |")
 
 
 def measure(data: Path, size: int, repeats: int) -> list[tuple[float, float]]:

@@ -8,10 +8,11 @@ repeat, and its median and range are printed. The read bound is a dot product ov
 process. Every result is checked before it is timed. Peers are called as their own strategies call them; what they do
 with tensors as messages hold them (Flower decodes them first) belongs to their time, the network does not.
 
-Appends one JSON line per repeat and kernel to --out and prints Markdown tables with the goals beside the figures; a
-goal that is missed is called a miss. One goal has no kernel of ours: 0.7 of the read bandwidth with all updates held
-needs a BLAS gemv, and the copies into its matrix cost more than it saves; it is shown for comparison. --check: exit
-code 1 if a goal is missed by more than a tenth; --quick: smaller vectors, under a minute, and no goals.
+Appends one JSON line per repeat and kernel to --out and prints Markdown tables with the goals beside the figures, also
+into a file beside --out; a goal that is missed is called a miss. One goal has no kernel of ours: 0.7 of the read
+bandwidth with all updates held needs a BLAS gemv, and the copies into its matrix cost more than it saves; it is shown
+for comparison. --check: exit code 1 if a goal is missed by more than a tenth; --quick: smaller vectors, under a
+minute, and no goals.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from _common import about, append, single_thread
+from _common import about, append, single_thread, tell
 from _yolov5n import model
 
 import polypfed as pf
@@ -326,6 +327,20 @@ def table(section: Section, times: dict[str, list[float]], load: list[float], go
             yield f"| {other} | {mine} | {goal:g} | {median(found):.2f} ({spread}) | {verdict} |"
 
 
+def spread_of(distances: dict[str, dict[str, Any]]) -> Iterator[str]:
+    yield "\n| squared distances of six near-equal models | least | most | negative | largest relative error |"
+    yield "|---|---|---|---|---|"
+    for name, d in distances.items():
+        yield f"| {name} | {d['least']:.4f} | {d['most']:.4f} | {d['negative']} | {d['error']:.1e} |"
+
+
+def held(memory: dict[int, float], size: int) -> Iterator[str]:
+    yield "\n| streaming mean, float64, memory | " + " | ".join(f"{n} clients" for n in memory) + " |"
+    yield "|---|---|---|---|"
+    yield f"| MB at the peak, {size / 1e6:g} M values | " + " | ".join(f"{mb:.0f}" for mb in memory.values()) + " |"
+    yield "\nUp to 32 clients there is one sum, beyond that a second one for the block of 32 names under way."
+
+
 def missed(section: Section, times: dict[str, list[float]]) -> list[str]:
     """Goals missed by more than a tenth."""
     found = [(mine, other, goal, median(ratios(times, mine, other))) for mine, other, goal in section.goals]
@@ -352,27 +367,20 @@ def main() -> int:
     given = options.parse_args()
     single_thread()
     size, repeats = (720_000, 3) if given.quick else (7_200_000, given.repeats)
-    rows, problems = list[dict[str, Any]](), list[str]()
+    rows, problems, told = list[dict[str, Any]](), list[str](), list[str]()
     for section in sections(size, given.only):
         before = os.getloadavg()[0]
         times = measured(section, repeats)
         load = [before, os.getloadavg()[0]]
-        print("\n".join(table(section, times, load, goals=not given.quick)), flush=True)
+        print(section.title, file=sys.stderr, flush=True)
+        told.append("\n".join(table(section, times, load, goals=not given.quick)))
         problems += [] if given.quick else missed(section, times)
         for name, seconds in times.items():
             common = {"section": section.title, "kernel": name, "size": size, "load": load}
             rows += [common | {"repeat": i, "cpu_ms": round(1000 * s, 3)} for i, s in enumerate(seconds, 1)]
     distances, memory = near_equal(), peaks(size)
     rows += [{"section": "near-equal models", "distances": distances}, {"section": "memory", "peak_mb": memory}]
-    print("\n| squared distances of six near-equal models | least | most | negative | largest relative error |")
-    print("|---|---|---|---|---|")
-    for name, d in distances.items():
-        print(f"| {name} | {d['least']:.4f} | {d['most']:.4f} | {d['negative']} | {d['error']:.1e} |")
-    print(
-        "\n| streaming mean, float64, memory | " + " | ".join(f"{n} clients" for n in memory) + " |\n|---|---|---|---|"
-    )
-    print(f"| MB at the peak, {size / 1e6:g} M values | " + " | ".join(f"{mb:.0f}" for mb in memory.values()) + " |")
-    print("\nUp to 32 clients there is one sum, beyond that a second one for the block of 32 names under way.")
+    told += ["\n".join(spread_of(distances)), "\n".join(held(memory, size))]
     if memory[800] > 1.01 * memory[40]:
         problems.append(f"memory grows with the number of clients: {memory}")
     if distances["polypfed, deltas"]["negative"] or distances["polypfed, deltas"]["error"] > 1e-5:
@@ -380,6 +388,7 @@ def main() -> int:
     packages = ["polypfed", *filter(has, ("numpy", "torch", "flwr", "nvflare", "numba"))]
     where = about("kernels", packages, threads=1)
     append(given.out, (where | row for row in rows))
+    tell(given.out, where, *told)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if given.check and problems else 0

@@ -12,8 +12,8 @@ slots. "share" is the CPU time of all of it over that of a 2-site round of 6 epo
 three sites, so their shares are of a 3-site round. Goals against NVFlare are
 for values of 8 bits and more in four lanes; 15 bits take three lanes and a third more bytes.
 
-Appends one JSON line per row to --out and prints Markdown. --check: exit code 1 if a goal is missed; --quick: about a
-minute on free cores, fewer repeats, codec on 2**20 values only.
+Appends one JSON line per row to --out, prints Markdown and writes it beside --out. --check: exit code 1 if a goal is
+missed; --quick: about a minute on free cores, fewer repeats, codec on 2**20 values only.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import Any
 import _nvflare_ckks
 import numpy as np
 import torch
-from _common import about, append, single_thread
+from _common import about, append, single_thread, tell
 from _nvflare_ckks import least, route_bytes, tensors
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -305,11 +305,15 @@ def main() -> int:
     others = [secagg, *masks.values(), *memory, {"shares": part}, {"codec": codec}, message, {"image_ms": image_ms}]
     where = about("privacy", ("polypfed", "numpy", "tenseal", "nvflare", "cryptography"), load=os.getloadavg()[0])
     append(given.out, [where | row for row in [*rows, *others]])
-    print(table(rows, message, image_ms))
-    print(f"secagg, yolov5n, 8 sites: {secagg['up_over_plain']:.2f} of plain upwards, CPU ms {secagg['ms']}")
-    print("share of a round's CPU time, 3 sites: " + ", ".join(f"{m} {100 * v:.2f} %" for m, v in part.items()))
-    shown = ", ".join(f"{m['memory']} sites {m['server_bytes_per_value']:.2f}" for m in memory)
-    print(f"server memory, bytes a value, four lanes: {shown}")
+    tell(
+        given.out,
+        where,
+        table(rows, message, image_ms),
+        f"secagg, yolov5n, 8 sites: {secagg['up_over_plain']:.2f} of plain upwards, CPU ms {secagg['ms']}",
+        "share of a round's CPU time, 3 sites: " + ", ".join(f"{m} {100 * v:.2f} %" for m, v in part.items()),
+        "server memory, bytes a value, four lanes: "
+        + ", ".join(f"{m['memory']} sites {m['server_bytes_per_value']:.2f}" for m in memory),
+    )
     problems = missed(rows) + [f"{m} takes {v:.4f} of a round" for m, v in part.items() if v > 0.01]
     problems += [f"server memory {m}" for m in memory if m["server_bytes_per_value"] > 4]
     for problem in problems:

@@ -11,8 +11,8 @@ pairs, the first repeat is dropped, and each ratio is of one repeat. Memory is t
 --backend vmap measures clients that train together (vectorised.py), --backend flower,nvflare,pfl other engines beside
 ours (peers/run.py), each with the same training.
 
-Appends one JSON line per repeat to --out and prints a Markdown table. --check: exit code 1 if a goal is missed by more
-than a tenth; --quick: under a minute.
+Appends one JSON line per repeat to --out, prints a Markdown table and writes it beside --out. --check: exit code 1 if
+a goal is missed by more than a tenth; --quick: under a minute.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import about, append, busy, lines, single_thread, spread
+from _common import about, append, busy, lines, single_thread, spread, tell
 from torch import nn
 
 import polypfed as pf
@@ -272,7 +272,7 @@ def main() -> int:
         threads=torch.get_num_threads(),
     )  # fmt: skip
     append(given.out, [where | row for row in [*rows, *memory]])
-    print(table(rows, memory))
+    tell(given.out, where, table(rows, memory))
     problems = missed(rows, memory)
     for problem in problems:
         print(problem, file=sys.stderr)

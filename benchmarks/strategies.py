@@ -11,9 +11,9 @@ on; a run ends there, or at --limit. Penalty and rate were chosen so that many l
 Without the penalty they hardly do: digits are separable, and the mean of sites that each know their own labels is a
 fair classifier, so FedAvg is slower than SCAFFOLD there, but not slower with more epochs.
 
-Appends one JSON line per run to --out; prints Markdown tables and draws a plot beside --out. --check: exit code 1 if
-SCAFFOLD needs more than half of FedAvg's rounds on sorted labels anywhere, or the shape is another than the paper's:
-FedAvg needs more rounds as local epochs grow and as similarity falls, SCAFFOLD does not as epochs grow.
+Appends one JSON line per run to --out; prints Markdown tables and writes them and a plot beside --out. --check: exit
+code 1 if SCAFFOLD needs more than half of FedAvg's rounds on sorted labels anywhere, or the shape is another than the
+paper's: FedAvg needs more rounds as local epochs grow and as similarity falls, SCAFFOLD does not as epochs grow.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from _common import about, append, busy, single_thread
+from _common import about, append, busy, single_thread, tell
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
@@ -311,10 +311,9 @@ def main() -> int:
     print(file=sys.stderr)
     found = cells(rows)
     write_plot(plot(found, limit), given.out.with_suffix(".svg"))
-    print(table(found, limit))
-    print(ratio_table(found))
     mark = " (busy)" if busy([v for r in rows for v in r["load"]]) else ""
-    print(f"{given.seeds} seeds, {sum(r['cpu_s'] for r in rows):.0f} s CPU{mark}, {where['cpu']}")
+    spent = f"{given.seeds} seeds, {sum(r['cpu_s'] for r in rows):.0f} s CPU{mark}"
+    tell(given.out, where, table(found, limit), ratio_table(found), spent)
     problems = missed(found)
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -1,15 +1,18 @@
 """How close the synthetic frames come to real ones, and what they cost.
 
-    python benchmarks/synth.py [--sites 8] [--frames 120] [--seed 0]
+    python benchmarks/synth.py [--sites 8] [--frames 120] [--seed 0] [--out runs/bench/synth.jsonl]
 
-Prints the medians per site at 256 px beside the span of five real sources, and CPU milliseconds per image.
+Prints the medians per site at 256 px beside the span of five real sources, and CPU milliseconds per frame; writes them
+beside --out.
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
+from _common import about, append, tell
 
 from polypfed.data.synth import frame
 from polypfed.data.synth.tree import schedule
@@ -73,18 +76,23 @@ def main() -> None:
     ask.add_argument("--sites", type=int, default=8)
     ask.add_argument("--frames", type=int, default=120)
     ask.add_argument("--seed", type=int, default=0)
+    ask.add_argument("--out", type=Path, default=Path("runs/bench/synth.jsonl"))
     given = ask.parse_args()
     rows = {f"site-{k + 1}": site_row(f"site-{k + 1}", given.frames, 256, given.seed) for k in range(given.sites)}
     real = np.array(list(REAL.values()))
     low, high = real.min(0), real.max(0)
-    print("".join(f"{name:>12}" for name in ("", *COLUMNS)))
-    for name, row in {**REAL, "lowest": low, "highest": high, **rows}.items():
-        print(f"{name:>12}" + "".join(f"{value:12.2f}" for value in row))
     made = np.array(list(rows.values()))
     within = ((np.round(made, 2) >= low) & (np.round(made, 2) <= high)).mean(0)
-    print(f"{'within':>12}" + "".join(f"{f'{share:.0%}':>12}" for share in within))
-    for size, limit in LIMITS_MS.items():
-        print(f"{size} px: {cost(size):.1f} ms per image (at most {limit})")
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
+    for name, row in {**REAL, "lowest": low, "highest": high, **rows}.items():
+        lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row) + " |")
+    lines.append("| within | " + " | ".join(f"{share:.0%}" for share in within) + " |")
+    ms = {size: round(cost(size), 2) for size in LIMITS_MS}
+    costs = ["| px | CPU ms per frame | goal |", "|---:|---:|---:|"]
+    costs += [f"| {size} | {ms[size]:.1f} | {limit} |" for size, limit in LIMITS_MS.items()]
+    where = about("synth", ("polypfed", "numpy", "opencv-python"))
+    append(given.out, [where | {"sites": given.sites, "frames": given.frames, "seed": given.seed, "cpu_ms": ms}])
+    tell(given.out, where, "\n".join(lines), "\n".join(costs))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import about, append, busy, single_thread, spread
+from _common import about, append, busy, single_thread, spread, tell
 from rounds import CLIENTS, PER_ROUND, Case, measured, sites
 
 import polypfed as pf
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows = [row for case in CASES for row in measured(case, "vmap", given.repeats)]
     where = about("vectorised", ("polypfed", "numpy", "torch"), clients=CLIENTS, per_round=PER_ROUND)
     append(given.out, (where | row | {"difference": differences} for row in rows))
-    print(table(rows, differences))
+    tell(given.out, where, table(rows, differences))
     missed = False
     for case in CASES:
         ratio = median(row["ratio"] for row in rows if row["case"]["name"] == case.name)

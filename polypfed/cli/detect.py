@@ -140,7 +140,7 @@ class _Writer:
 
     def __init__(self, out: Path, kind: str, threshold: float, fps: float = 25.0) -> None:
         self._video = out.suffix.lower() in (".mp4", ".avi", ".mkv")
-        self._out, self._fps, self._size = out, fps, (0, 0)
+        self._out, self._fps, self._size, self._count = out, fps, (0, 0), 0
         self._to: Any = None
         if out.exists() and not self._video and any(out.iterdir() if out.is_dir() else [out]):
             raise DataError("exists and is not empty", where=out, remedy="Choose another folder")
@@ -148,9 +148,22 @@ class _Writer:
     def __enter__(self) -> "_Writer":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._to is not None:
-            self._to.release()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._to is None:
+            return
+        self._to.release()
+        if kind is None and not self._whole():  # the encoder says nothing of a full disk
+            raise DataError(f"does not hold all {self._count} frames", where=self._out, remedy="Is the disk full?")
+
+    def _whole(self) -> bool:
+        """The finished video has every frame, and the last one can be read."""
+        import cv2
+
+        film = cv2.VideoCapture(str(self._out), cv2.CAP_FFMPEG)
+        if film.get(cv2.CAP_PROP_FRAME_COUNT) != self._count:
+            return False
+        film.set(cv2.CAP_PROP_POS_FRAMES, self._count - 1)
+        return film.read()[0]
 
     def add(self, picture: Any, frame: Any) -> None:
         """One frame more. Frames of another size than the first are resized to it in a video."""
@@ -173,3 +186,4 @@ class _Writer:
         if (picture.shape[1], picture.shape[0]) != self._size:
             picture = cv2.resize(picture, self._size)
         self._to.write(picture[..., ::-1])
+        self._count += 1

@@ -1,6 +1,8 @@
 """`polypfed detect` and `polypfed export` as a user calls them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +111,22 @@ def test_mistakes_are_one_line(model, folder, tmp_path):
 def test_a_full_disk_is_one_line(model, folder):
     with pytest.raises(DataError, match=r"/dev/full: cannot be written \(No space left on device\)"):
         run("detect", folder, "-m", model, "--jsonl", "/dev/full")
+
+
+@pytest.mark.parametrize("film", ["film.mp4", "film.avi", "film.mkv"])
+def test_a_video_that_lost_frames_is_one_line(model, folder, tmp_path, film):
+    """No file of that process may grow beyond 2 kB: as on a full disk, OpenCV says nothing of it."""
+    code = (
+        "import resource, signal, sys; from polypfed.cli import main; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
+        "sys.argv[0] = 'polypfed'; main()"
+    )
+    out = tmp_path / film
+    command = [sys.executable, "-c", code, "detect", str(folder), "-m", str(model), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "does not hold all 4 frames. Is the disk full?" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_export_says_what_it_needs(tmp_path, monkeypatch):
