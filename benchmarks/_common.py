@@ -39,15 +39,21 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def caption(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Dates, machines and versions of these rows, of which there is at least one, as a sentence."""
+    rows = list(rows)
+    days, machines = sorted({r["date"][:10] for r in rows}), sorted({r["cpu"] for r in rows})
+    versions = {name: version for r in rows for name, version in r["versions"].items()}
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, {' and '.join(machines)}; {named}."
+
+
 def tell(out: Path, where: Mapping[str, Any], *blocks: str) -> None:
-    """Print Markdown, and write it beside the rows of `out` with the machine, the date and the versions below it."""
+    """Print Markdown, and write it beside the rows of `out`, with `where` it was measured (see `about`) below it."""
     text = "\n\n".join(block.strip("\n") for block in blocks)
     print(text)
-    versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".md").write_text(
-        f"{text}\n\n{where['date'][:10]}, {where['cpu']}; {versions}.\n", encoding="utf-8"
-    )
+    out.with_suffix(".md").write_text(f"{text}\n\n{caption([where])}\n", encoding="utf-8")
 
 
 def lines(path: str) -> list[str]:

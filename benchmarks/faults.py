@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _common import lines
+from _common import caption, lines
 
 RESULTS = Path(__file__).parent / "results" / "faults"
 Rows = Sequence[Mapping[str, Any]]
@@ -60,7 +60,7 @@ def fuzz(rows: Rows) -> list[str]:
     """A line per parser: the row with the most inputs."""
     out = ["| parser | inputs | longest of one, CPU ms | MB grown | CPU s |", "|---|---:|---:|---:|---:|"]
     best = {r["parser"]: r for r in sorted(rows, key=lambda r: r["inputs"])}
-    for name in sorted(best):
+    for name in sorted(best, key=str.lower):
         row = best[name]
         slowest = f"{1000 * row['slowest_cpu_s']:.1f}"
         out.append(_line([name, f"{row['inputs']:,}", slowest, row["grown_mb"], f"{row['cpu_s']:.0f}"]))
@@ -69,16 +69,6 @@ def fuzz(rows: Rows) -> list[str]:
 
 def _line(cells: Sequence[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def about(rows: Rows) -> str:
-    """Where and when they were measured."""
-    days, last = sorted({r["date"][:10] for r in rows}), rows[-1]
-    versions: dict[str, str] = {}
-    for row in rows:
-        versions |= row["versions"]
-    named = ", ".join(f"{k} {v}" for k, v in sorted(versions.items()))
-    return f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, {last['cpu']}; {named}."
 
 
 def text(folder: Path) -> str:
@@ -92,7 +82,7 @@ def text(folder: Path) -> str:
     for name, title, table in parts:
         rows = [json.loads(line) for line in lines(str(folder / f"{name}.jsonl"))]
         if rows:
-            out += [f"## {title}", "", *table(rows), "", about(rows), ""]
+            out += [f"## {title}", "", *table(rows), "", caption(rows), ""]
     return "\n".join(out)
 
 

@@ -4,10 +4,11 @@
     python benchmarks/fuzz.py releases --count 10000           spoilt repositories, offered to a device
     python benchmarks/fuzz.py guided --only message            for --seconds, led by coverage; needs atheris
 
-Each parser has a process of its own. Prints a line per parser: inputs, the longest CPU time of one, how far the process
-grew, and the CPU seconds of all; with --out, adds it to that file, and leaves out what the file has. Ends with code 1
-at a fault: an error that is none of ours, a CPU second for one input, or more than 400 MB. "guided" ends as libFuzzer
-does, with its own report; inputs that take over two seconds are faults there.
+Each parser has a process of its own, and its files in TMPDIR (/dev/shm is twice as fast as a disk). Prints a line per
+parser: inputs, the longest CPU time of one, how far the process grew, and the CPU seconds of all; with --out, adds it
+to that file, and leaves out what the file has. Ends with code 1 at a fault: an error that is none of ours, a CPU second
+for one input, or more than 400 MB. "guided" ends as libFuzzer does, with its own report; inputs that take over two
+seconds are faults there.
 """
 
 import argparse

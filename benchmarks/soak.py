@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import about, append, lines, single_thread
+from _common import about, append, caption, lines, single_thread
 
 RESULTS = Path(__file__).parent / "results" / "soak"
 CASES = ("fedavg", "workers", "scaffold", "he", "detector")
@@ -138,9 +138,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         met = "met" if held(r) else "missed"
         what = f"{r['case']} | {r['processes']} | {r['warm']} | {r['rounds']}"
         out.append(f"| {what} | {slope} | {r['mb_end']:.0f} | {files} | {met} |")
-    last = rows[-1]
-    versions = ", ".join(f"{k} {v}" for k, v in last["versions"].items())
-    return "\n".join([*out, "", f"{last['date'][:10]}, {last['cpu']}; {versions}."]) + "\n"
+    return "\n".join([*out, "", caption(rows)]) + "\n"
 
 
 def main() -> int:

@@ -1,9 +1,11 @@
 """The quick form of a benchmark still supports what is claimed of it."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
+from decimal import Decimal
 from pathlib import Path
 from statistics import median
 
@@ -55,3 +57,28 @@ def test_the_device_table_is_what_the_rows_say(monkeypatch: pytest.MonkeyPatch) 
     old = rows[0] | {"value": 123.25, "holds": False}
     assert "| 123.2 |" not in _edge_table.table([old, *rows]), "of each claim the last row counts"
     assert f"| {old['claim']} | 123.2 | {old['limit']} | NO |" in _edge_table.table([old])
+
+
+def claimed() -> list[tuple[str, str]]:
+    """(cells of a table's row in the README but the first, the recorded tables that the row or its paragraph links)."""
+    blocks, found, above = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n"), [], ""
+    for block in blocks:
+        for line in block.splitlines():
+            links = re.findall(r"\((benchmarks/results/[^)]+\.md)\)", line if "](" in line else above)
+            cells = line.split("|")[2:]
+            if links and line.startswith("|") and "---" not in line and line != block.splitlines()[0]:
+                found.append((" ".join(cells), "\n".join((ROOT / link).read_text(encoding="utf-8") for link in links)))
+        above = block
+    return found
+
+
+def test_every_figure_in_a_table_of_the_readme_is_one_that_its_script_recorded() -> None:
+    """Within the places the README shows: a figure that was typed, or that a newer run has changed, is found here."""
+    rows = claimed()
+    assert len(rows) > 15, "the tables link to what they rest on"
+    number = re.compile(r"\d+(?:\.\d+)?")
+    for shown, recorded in rows:
+        known = [Decimal(n) for n in number.findall(recorded)]
+        for figure in map(Decimal, number.findall(re.sub(r"\([^)]*\.md\)", "", shown))):
+            half = Decimal(1).scaleb(int(figure.as_tuple().exponent)) / 2
+            assert any(abs(value - figure) <= half for value in known), f"{figure} of {shown!r} is not recorded"
