@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +28,7 @@ import logging
 
 import numpy as np
 import torch
+from _common import about, append, single_thread, tell
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -41,7 +41,6 @@ from polypfed.backends.flower.grid import OverGrid
 from polypfed.backends.flower.records import pack_reply, unpack_task
 from polypfed.clients import Site, TorchClient
 
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 CLIENTS, ROUNDS, IMAGES, BATCH, LR, SHARE = 4, 2, 640, 32, 0.05, 0.05
 IDS = list(range(11, 11 + CLIENTS))
 Handler = Callable[[Message, Context], Message]
@@ -228,10 +227,10 @@ def live(rounds: int = 4) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = ["| one run of 2 rounds, 4 clients, 2.5 M parameters | CPU s | bytes per message |", "|---|---|---|"]
-    seconds, volume = found["cpu"]["cpu_s"], found["cpu"]["bytes_per_message"]
+    seconds, volume = found["in_process"]["cpu_s"], found["in_process"]["bytes_per_message"]
     lines += [f"| {name} | {seconds[name]:.2f} | {volume[name]} |" for name in seconds]
-    spread = found["cpu"]["ratios"]
-    lines.append(f"| ratio | **{found['cpu']['ratio']:.3f}** ({min(spread):.3f} to {max(spread):.3f}) | |")
+    spread = found["in_process"]["ratios"]
+    lines.append(f"| ratio | **{found['in_process']['ratio']:.3f}** ({min(spread):.3f} to {max(spread):.3f}) | |")
     lines += ["", "| a fresh process per message | CPU s |", "|---|---|"]
     lines += [f"| {name} | {value:.2f} |" for name, value in found["processes"].items()]
     if "live" in found:
@@ -247,19 +246,16 @@ def main() -> int:
     options.add_argument("--check", action="store_true")
     options.add_argument("--out", type=Path, default=Path("runs/bench/flower.jsonl"))
     given = options.parse_args()
-    if not ONE_THREAD.items() <= os.environ.items():  # read when numpy is loaded, so it takes a fresh start
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ONE_THREAD)
+    single_thread()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"bench": "flower", "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    found |= {"load": os.getloadavg()[0], "cpu": cpu(given.repeats), "processes": processes(3)}
+    found: dict[str, Any] = {"load": os.getloadavg()[0], "in_process": cpu(given.repeats), "processes": processes(3)}
     if given.live:
         found["live"] = live()
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(given.out, "a", encoding="utf-8") as file:
-        file.write(json.dumps(found) + "\n")
-    print(table(found))
-    return int(given.check and found["cpu"]["ratio"] > 1 + SHARE)
+    where = about("flower", ("polypfed", "numpy", "torch", "flwr"))
+    append(given.out, [where | found])
+    tell(given.out, where, table(found))
+    return int(given.check and found["in_process"]["ratio"] > 1 + SHARE)
 
 
 if __name__ == "__main__":

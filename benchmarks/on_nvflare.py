@@ -16,11 +16,12 @@ import sys
 import tempfile
 import threading
 import time
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from _common import about, append, tell
 
 ROOT = Path(__file__).resolve().parents[1]
 TICK = os.sysconf("SC_CLK_TCK")
@@ -38,7 +39,7 @@ def main() -> None:
         side, rounds, folder = given.child
         (_polypfed if side == "polypfed" else _by_hand)(int(rounds), given.seconds, folder)
         return
-    row: dict[str, Any] = {"bench": "nvflare", "seconds": given.seconds, "load": os.getloadavg()[0]}
+    row: dict[str, Any] = {"seconds": given.seconds, "load": os.getloadavg()[0]}
     for side in ("by_hand", "polypfed"):
         short, long = (measure(side, rounds, given.seconds) for rounds in given.rounds)
         between = given.rounds[1] - given.rounds[0]
@@ -55,13 +56,19 @@ def main() -> None:
     row["ratio_cpu"] = row["polypfed"]["round_cpu_s"] / row["by_hand"]["round_cpu_s"]
     totals = [row[side]["start_cpu_s"] + given.rounds[1] * row[side]["round_cpu_s"] for side in ("polypfed", "by_hand")]
     row["ratio_cpu_whole"] = totals[0] / totals[1]
-    row |= {"date": datetime.now(UTC).date().isoformat(), "rounds": given.rounds}
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(given.out, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
-    print(
-        f"CPU of a round: {row['ratio_cpu']:.3f} of the job written by hand; of the whole: {totals[0] / totals[1]:.3f}"
-    )
+    where = about("nvflare", ("polypfed", "numpy", "nvflare"), rounds=given.rounds)
+    append(given.out, [where | row])
+    tell(given.out, where, table(row))
+
+
+def table(row: dict[str, Any]) -> str:
+    """Markdown: both sides, and ours over the other."""
+    lines = ["| two sites, a model of YOLOv5n's size | by hand | polypfed | ratio |", "|---|---:|---:|---:|"]
+    for name, hand in row["by_hand"].items():
+        ours = row["polypfed"][name]
+        lines.append(f"| {name.replace('_', ' ')} | {hand:,.2f} | {ours:,.2f} | {ours / hand:.4f} |")
+    whole = f"| CPU of the whole run | | | {row['ratio_cpu_whole']:.4f} |"
+    return "\n".join([*lines, whole, "", f"{row['seconds']:g} CPU seconds of training per site and round."])
 
 
 def measure(side: str, rounds: int, seconds: float) -> dict[str, float]:

@@ -48,8 +48,8 @@ SCRIPTS = (  # question, command, folder of results
     ("How close are the synthetic frames to real ones?", "polypfed bench synth", "scripts/synth.md"),
     ("What does a device manage?", "polypfed bench edge`, on it `polypfed bench latency FILE.tflite", "edge"),
     ("What does training cost a board's detector?", "polypfed bench edge_loop --beside", "edge"),
-    ("What does our adapter add to Flower's own cost?", "polypfed bench flower --live", "flower"),
-    ("What does our adapter add to NVFlare's own cost?", "polypfed bench nvflare", "nvflare"),
+    ("What does our adapter add to Flower's own cost?", "polypfed bench flower --live", "scripts/flower.md"),
+    ("What does our adapter add to NVFlare's own cost?", "polypfed bench nvflare", "scripts/nvflare.md"),
     ("How do selectors compare over seeds?", "polypfed bench study polypfed/demo.toml --seeds 0 1 2", ""),
     ("What does one malicious site of five cost?", "polypfed bench attacks", "attacks"),
     ("Does a model tell who was trained on?", "polypfed bench membership", "membership"),
@@ -82,7 +82,9 @@ def _whole(name: str) -> str:
 
 def scripts() -> Iterator[str]:
     """The other commands, with what is recorded of them."""
-    yield "## Scripts with a table of their own\n\n| question | command | recorded |\n|---|---|---|"
+    yield "## Scripts with a table of their own\n"
+    yield "Those in `results/scripts` were run with `--out benchmarks/results/scripts/NAME.jsonl`.\n"
+    yield "| question | command | recorded |\n|---|---|---|"
     for question, command, name in SCRIPTS:
         places = (RESULTS / name / "table.md", (RESULTS / name).parent / "table.md", RESULTS / name)
         found = [p for p in places if name and p.is_file()]

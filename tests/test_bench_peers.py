@@ -1,5 +1,6 @@
 """What the benchmarks `federated-real` and `peers` make of settings and rows; and that Flower is given our work."""
 
+import json
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,19 @@ def test_points_on_ray_stay_out_of_the_lines_of_this_process(benches: Any) -> No
 
 
 @pytest.mark.slow
+def test_every_stored_row_of_the_peers_is_in_their_table(benches: Any, real_data: Path) -> None:
+    pytest.importorskip("flwr", exc_type=ImportError)
+    from peers import table, yolo
+
+    stored = ROOT / "benchmarks" / "results" / "peers"
+    path = stored / "yolo.jsonl"
+    assert len(yolo.rows("small", path)) == len(path.read_text(encoding="utf-8").splitlines()), "a row is under no key"
+    engines = [json.loads(line) for line in (stored / "engines.jsonl").read_text(encoding="utf-8").splitlines()]
+    text = (stored / "table.md").read_text(encoding="utf-8")
+    assert yolo.table("small", path) in text
+    assert table.table(engines) in text
+
+
 def test_flowers_average_of_the_whole_model_is_ours_and_parts_stay_at_their_site(benches: Any, tmp_path: Path) -> None:
     pytest.importorskip("flwr")
     from peers import yolo

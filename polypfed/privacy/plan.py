@@ -24,7 +24,6 @@ _MOVED, _STATISTICS_MOVED = 0.08, 0.4
 by this share of its tensor's largest. Measured on YOLOv5n from COCO's weights, three epochs of AdamW on polyps at sites
 with half as many examples as `Quantise.cap`."""
 
-_AMPLE = 64.0  # times what is expected: more room in a first round would be levels for nothing
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Plan:
             largest = max(float(np.abs(piece).max()), usual)
             expected = moved if i < trainable else _STATISTICS_MOVED * largest
             given = None if quantise.bound is None else quantise.bound * largest
-            bounds.append(given or expected * min(room(piece.size), _AMPLE))
+            bounds.append(given or expected * _first(room(piece.size)))
         if self.sent != self.length:
             return Grid((max(bounds[:trainable]), *bounds[trainable:]), self.sizes)
         for length in self.extra.values():
@@ -175,6 +174,12 @@ class Plan:
     def label(self, run: str, number: int, attempt: int, key: bytes) -> Label:
         """What every frame of a round carries."""
         return Label(job_id(run), number, attempt, key, self.params.id, self.codec().size)
+
+
+def _first(room: float) -> float:
+    """How many times the expected a first round leaves room for. Half of `room` is for values larger than that; sites
+    with a sixteenth of `Quantise.cap` examples send values that are smaller by as much, and need the levels."""
+    return min(room, max(4.0, room / 4), 64.0)
 
 
 def _rms(values: Vector) -> float:

@@ -23,7 +23,7 @@ from polypfed.privacy.slots import Integers, Slots
 
 _BLOCK = 1 << 16
 _CHECKS = 4
-_SMALL, _FINE = 1024, 64  # sections of at most so many values have at least so many levels
+_SMALL, _FINE = 1024, 4096  # sections of at most so many values have at least so many levels
 _SPAN_BITS, _SPAN_UNIT = 36, 1 << 12  # (span / bound)**2 from 1/64 squared to 4096 squared
 
 
@@ -130,7 +130,7 @@ class Codec:
     few levels are better spent on the many small values than on the one largest, which the residual brings later.
 
     Small sections (biases, BatchNorm's weights and statistics) matter more than their bytes: where a lane has fewer
-    than 64 levels, each of their values takes several lanes, as digits to the base levels + 1.
+    than 4096 levels, each of their values takes several lanes, as digits to the base levels + 1.
 
     Args:
         slots: lanes and modulus.
