@@ -139,7 +139,7 @@ def verdict(one: study.Study, rows: list[engine.Row]) -> str:
     base = cells.get(one.against)
     if base is None:
         return f"The cell to compare with, {one.against}, is not done yet."
-    apart = {name: found for name, some in cells.items() if (found := show.points(some, base)) is not None}
+    apart = {name: found for name, some in cells.items() if (found := engine.points(some, base)) is not None}
     del apart[one.against]
     if not apart:
         return f"{one.against}: mAP50 {show.score(base):.3f}; nothing to compare with it yet."

@@ -354,5 +354,5 @@ def test_the_page_is_what_the_rows_say(studies: Any, real_data: Path) -> None:
 def test_points_are_over_the_seeds_that_both_cells_have(studies: Any) -> None:
     ours = [{"seed": 0, "map50": 0.5}, {"seed": 1, "map50": 0.9}, {"seed": 2, "map50": 0.1}]
     base = [{"seed": 1, "map50": 0.8}, {"seed": 0, "map50": 0.6}]
-    assert studies.show.points(ours, base) == pytest.approx(0.0)
-    assert studies.show.points(ours[2:], base) is None
+    assert studies.engine.points(ours, base) == pytest.approx(0.0)
+    assert studies.engine.points(ours[2:], base) is None

@@ -17,7 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from on_flower import InProcess
 from studies import cell as cells
 from studies import engine
-from studies.show import points
+from studies.engine import points
 from studies.study import Cell, Study, digest, load
 
 from polypfed import run as runs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from studies.engine import Row
+from studies.engine import Row, points
 from studies.study import Study
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -138,15 +138,17 @@ def _curves(axes: Any, cells: Cells, study: Study) -> None:
 
 
 def _bytes(axes: Any, cells: Cells, study: Study) -> None:
-    """mAP50 against what a site sends and receives in the whole run; the line: as near as the question asks."""
+    """Points to the base, over the seeds that both have, against what a site sends and receives in the whole run."""
+    base = cells.get(study.against, [])
     for number, (name, rows) in enumerate(cells.items()):
+        if (apart := points(rows, base)) is None:
+            continue
         rounds = rows[0]["settings"]["federation"]["rounds"]
         both = mean(rounds * (r["bytes_up"] + r["bytes_down"]) / len(r["by_site"]) for r in rows) / 1e6
-        axes.plot([both], [mean(r["map50"] for r in rows)], label=name, ms=7, **(_style(number) | {"ls": ""}))
-    if base := cells.get(study.against):
-        least = mean(r["map50"] for r in base) - study.points / 100
-        axes.axhline(least, color="#7F7F7F", lw=1, ls="--", label=f"{study.against} less {study.points:g} points")
-    axes.set(xscale="log", xlabel="MB up and down, per site, in the whole run (log)", ylabel="mAP50, mean over sites")
+        axes.plot([both], [apart], label=name, ms=7, **(_style(number) | {"ls": ""}))
+    axes.axhline(-study.points, color="#7F7F7F", lw=1, ls="--", label=f"{study.against} less {study.points:g}")
+    axes.set(xscale="log", xlabel="MB up and down, per site, in the whole run (log)")
+    axes.set(ylabel=f"points of mAP50 to {study.against}")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
 
 

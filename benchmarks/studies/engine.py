@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from polypfed.core.files import write_atomic
@@ -48,3 +49,10 @@ def keep(path: Path, row: Row) -> None:
     done = read(path) | {row["key"]: row}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, "".join(json.dumps(r) + "\n" for r in done.values()).encode())
+
+
+def points(some: Sequence[Row], base: Sequence[Row]) -> float | None:
+    """mAP50 above that of `base` in points, the mean over the seeds that both have; None without any."""
+    ours, theirs = ({r["seed"]: r["map50"] for r in rows} for rows in (some, base))
+    both = sorted(ours.keys() & theirs.keys())
+    return mean(100 * (ours[seed] - theirs[seed]) for seed in both) if both else None

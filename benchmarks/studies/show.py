@@ -7,7 +7,7 @@ from typing import Any
 
 from polypfed.core.files import write_atomic
 from studies import details, draw
-from studies.engine import Row
+from studies.engine import Row, points
 from studies.study import Study
 
 MB = 1e6
@@ -127,13 +127,6 @@ def in_all(some: Sequence[Row]) -> float:
 def score(some: Sequence[Row]) -> float:
     """Mean mAP50 over the seeds."""
     return mean(r["map50"] for r in some)
-
-
-def points(some: Sequence[Row], base: Sequence[Row]) -> float | None:
-    """mAP50 above that of `base` in points, the mean over the seeds that both have; None without any."""
-    ours, theirs = ({r["seed"]: r["map50"] for r in rows} for rows in (some, base))
-    both = sorted(ours.keys() & theirs.keys())
-    return mean(100 * (ours[seed] - theirs[seed]) for seed in both) if both else None
 
 
 def each(some: Sequence[Row], direction: str) -> float:
