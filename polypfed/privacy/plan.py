@@ -178,7 +178,8 @@ class Plan:
 
 def _first(room: float) -> float:
     """How many times the expected a first round leaves room for. Half of `room` is for values larger than that; sites
-    with a sixteenth of `Quantise.cap` examples send values that are smaller by as much, and need the levels."""
+    with a sixteenth of `Quantise.cap` examples send values that are smaller by as much, and need the levels.
+    """
     return min(room, max(4.0, room / 4), 64.0)
 
 

@@ -136,6 +136,15 @@ def _speak() -> None:
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False
+    logging.getLogger("flwr").addFilter(_plainly)
+
+
+def _plainly(record: logging.LogRecord) -> bool:
+    """Of an error of ours Flower's log has the sentence: it names what is wrong and the way out, a traceback neither."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, PolypfedError):
+        record.msg, record.args, record.exc_info = "%s", (str(error),), None
+    return True
 
 
 def _tell(event: Event) -> None:

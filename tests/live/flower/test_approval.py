@@ -37,6 +37,9 @@ def test_a_plan_waits_for_the_owners_and_runs_where_they_approve_it(deployment: 
     assert (refused["status"], refused["error"]) == ("failed", "QuorumError")
     assert refused["code"] == 3
     assert "round 1: 0 accepted updates, the quorum is 2" in refused["detail"]
+    shown = deployment.log("server", "run.sh")
+    assert "round 1: 0 accepted updates, the quorum is 2" in shown
+    assert "Traceback" not in shown
     failures = deployment.failures()
     assert {(f["client"], f["reason"]) for f in failures} == {(name, "policy") for name in NAMES}
     plans = {tuple(waiting(deployment, name)) for name in NAMES}
