@@ -25,7 +25,6 @@ by this share of its tensor's largest. Measured on YOLOv5n from COCO's weights, 
 with half as many examples as `Quantise.cap`."""
 
 
-
 @dataclass(frozen=True)
 class Plan:
     """The flat vector: the delta's trainable section, its buffers, then the strategy's extra vectors by name.

@@ -140,7 +140,7 @@ def _speak() -> None:
 
 
 def _plainly(record: logging.LogRecord) -> bool:
-    """Of an error of ours Flower's log has the sentence: it names what is wrong and the way out, a traceback neither."""
+    """Of an error of ours the log has the sentence, which names what is wrong and the way out, and no traceback."""
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, PolypfedError):
         record.msg, record.args, record.exc_info = "%s", (str(error),), None
