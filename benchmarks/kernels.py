@@ -327,7 +327,8 @@ def table(section: Section, times: dict[str, list[float]], load: list[float], go
             yield f"| {other} | {mine} | {goal:g} | {median(found):.2f} ({spread}) | {verdict} |"
 
 
-def spread_of(distances: dict[str, dict[str, Any]]) -> Iterator[str]:
+def errors(distances: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """How far squared distances between near-equal models are from the true ones."""
     yield "\n| squared distances of six near-equal models | least | most | negative | largest relative error |"
     yield "|---|---|---|---|---|"
     for name, d in distances.items():
@@ -335,6 +336,7 @@ def spread_of(distances: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def held(memory: dict[int, float], size: int) -> Iterator[str]:
+    """MB at the peak by number of clients."""
     yield "\n| streaming mean, float64, memory | " + " | ".join(f"{n} clients" for n in memory) + " |"
     yield "|---|---|---|---|"
     yield f"| MB at the peak, {size / 1e6:g} M values | " + " | ".join(f"{mb:.0f}" for mb in memory.values()) + " |"
@@ -369,10 +371,10 @@ def main() -> int:
     size, repeats = (720_000, 3) if given.quick else (7_200_000, given.repeats)
     rows, problems, told = list[dict[str, Any]](), list[str](), list[str]()
     for section in sections(size, given.only):
+        print(section.title, file=sys.stderr, flush=True)
         before = os.getloadavg()[0]
         times = measured(section, repeats)
         load = [before, os.getloadavg()[0]]
-        print(section.title, file=sys.stderr, flush=True)
         told.append("\n".join(table(section, times, load, goals=not given.quick)))
         problems += [] if given.quick else missed(section, times)
         for name, seconds in times.items():
@@ -380,7 +382,7 @@ def main() -> int:
             rows += [common | {"repeat": i, "cpu_ms": round(1000 * s, 3)} for i, s in enumerate(seconds, 1)]
     distances, memory = near_equal(), peaks(size)
     rows += [{"section": "near-equal models", "distances": distances}, {"section": "memory", "peak_mb": memory}]
-    told += ["\n".join(spread_of(distances)), "\n".join(held(memory, size))]
+    told += ["\n".join(errors(distances)), "\n".join(held(memory, size))]
     if memory[800] > 1.01 * memory[40]:
         problems.append(f"memory grows with the number of clients: {memory}")
     if distances["polypfed, deltas"]["negative"] or distances["polypfed, deltas"]["error"] > 1e-5:

@@ -80,7 +80,6 @@ def test_points_on_ray_stay_out_of_the_lines_of_this_process(benches: Any) -> No
     assert "On Ray: load 1 to 9" in text
 
 
-@pytest.mark.slow
 def test_every_stored_row_of_the_peers_is_in_their_table(benches: Any, real_data: Path) -> None:
     pytest.importorskip("flwr", exc_type=ImportError)
     from peers import table, yolo
@@ -94,6 +93,7 @@ def test_every_stored_row_of_the_peers_is_in_their_table(benches: Any, real_data
     assert table.table(engines) in text
 
 
+@pytest.mark.slow
 def test_flowers_average_of_the_whole_model_is_ours_and_parts_stay_at_their_site(benches: Any, tmp_path: Path) -> None:
     pytest.importorskip("flwr")
     from peers import yolo

@@ -151,8 +151,9 @@ class _Writer:
     def __exit__(self, kind: object, *_: object) -> None:
         if self._to is None:
             return
+        readable = self._to.getBackendName() == "FFMPEG"  # the same decoder reads it
         self._to.release()
-        if kind is None and not self._whole():  # the encoder says nothing of a full disk
+        if kind is None and readable and not self._whole():  # the encoder says nothing of a full disk
             raise DataError(f"does not hold all {self._count} frames", where=self._out, remedy="Is the disk full?")
 
     def _whole(self) -> bool:

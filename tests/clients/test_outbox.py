@@ -52,6 +52,25 @@ def test_a_first_grid_has_room_for_statistics_of_another_task(bits: float) -> No
     spec = ModelSpec.of(arrays, buffers=["bn.running_mean"])
     plan = plan_of(FedAvg(), spec, [Quantise(bits=bits, cap=10), Encrypt()], 3)
     weights, statistics = plan.first_grid(spec.pack(arrays)).bounds
-    room = plan.codec().room(3600)
-    assert weights == pytest.approx(2 * 0.08 * min(room, max(4, room / 4), 64))
+    assert 2 * 0.08 < weights <= 2 * 0.08 * min(64, plan.codec().room(3600)) * (1 + 1e-6)
     assert statistics > 3 * 2.0
+
+
+def test_a_first_round_of_sites_far_below_the_cap_keeps_its_values() -> None:
+    """Two sites with a sixteenth of the cap; weights move as a detector's do, statistics by a third of theirs."""
+    draw = np.random.default_rng(0)
+    arrays = {"w": draw.normal(0, 0.1, 20_000), "bn.running_mean": draw.normal(0, 1, 64)}
+    spec = ModelSpec.of(arrays, buffers=["bn.running_mean"])
+    plan = plan_of(FedAvg(), spec, [Quantise(bits=8, cap=4096), Encrypt()], 2)
+    codec = plan.codec(plan.first_grid(spec.pack(arrays)))
+    deltas = [
+        np.concatenate([draw.laplace(0, 0.005, 20_000), draw.normal(0, 0.3, 64)]).astype(np.float32) for _ in range(2)
+    ]
+    sent = [codec.encode(d, 256, np.random.default_rng(i), np.zeros_like(d)) for i, d in enumerate(deltas)]
+    exact, found = np.mean(deltas, axis=0), codec.decode(sum(s.slots for s in sent), expect=2).mean
+
+    def lost(part: slice) -> float:
+        return float(np.square((found - exact)[part]).sum() / np.square(exact[part]).sum())
+
+    assert lost(slice(0, 20_000)) < 0.1
+    assert lost(slice(20_000, None)) < 0.001
