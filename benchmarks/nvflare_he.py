@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
 SITES, ADMIN = ["site-1", "site-2"], "admin@polypfed.org"
 TICK = os.sysconf("SC_CLK_TCK")
 TRAIN = """
@@ -33,7 +33,7 @@ import sys
 sys.path.insert(0, {root!r})
 import nvflare.client as flare
 import torch
-from benchmarks.nvflare_he import arrays
+from nvflare_he import arrays
 
 flare.init()
 params = {{name: torch.from_numpy(value) for name, value in arrays().items()}}
@@ -45,7 +45,7 @@ while flare.is_running():
 
 def arrays() -> dict[str, np.ndarray]:
     """The tensors of a YOLOv5n, by name."""
-    from benchmarks._yolov5n import model
+    from _yolov5n import model
 
     return {name: np.asarray(value, np.float32) for name, value in model().items()}
 
@@ -98,7 +98,7 @@ def ours(folder: Path, ports: tuple[int, int]) -> tuple[Path, Callable[[Any, int
     """Kits, and what submits a job of so many rounds."""
     from polypfed.backends.nvflare import deploy, operate
 
-    names = {"client": "benchmarks.nvflare_he:client", "federation": "benchmarks.nvflare_he:federation"}
+    names = {"client": "nvflare_he:client", "federation": "nvflare_he:federation"}
     kits = deploy.write(folder / "ours", deploy.Plan(SITES, port=ports[0], admin_port=ports[1], **names)) / "kits"
     for path in (kits / name / "local" / "polypfed.toml" for name in SITES):
         path.write_text(path.read_text().replace("approve = true", "approve = false"))
@@ -122,7 +122,7 @@ def stock(folder: Path, ports: tuple[int, int]) -> tuple[Path, Callable[[Any, in
         from nvflare.app_opt.pt.recipes.fedavg_he import FedAvgRecipeWithHE
 
         script = folder / "train_he.py"
-        script.write_text(TRAIN.format(root=str(ROOT)))
+        script.write_text(TRAIN.format(root=str(HERE)))
         recipe = FedAvgRecipeWithHE(name="stock", min_clients=2, num_rounds=rounds, train_script=str(script))
         recipe.export(str(folder / "jobs"))
         return str(opened.submit_job(str(folder / "jobs" / "stock")))
@@ -138,7 +138,7 @@ def measure(side: str, rounds: int, folder: Path) -> dict[str, Any]:
 
     ports = free_ports(2)
     kits, submit = (ours if side == "ours" else stock)(folder, (ports[0], ports[1]))
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(HERE)}
     started = []
     for name in ("localhost", *SITES):
         with open(folder / f"{name}.log", "wb") as log:
@@ -219,5 +219,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
     main()

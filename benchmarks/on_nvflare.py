@@ -23,7 +23,7 @@ from typing import Any
 
 from _common import about, append, tell
 
-ROOT = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parent
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -34,7 +34,6 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("runs/bench/nvflare.jsonl"))
     options.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = options.parse_args()
-    sys.path[0] = str(ROOT)  # this file's own folder would hide NVFlare behind this file's name
     if given.child:
         side, rounds, folder = given.child
         (_polypfed if side == "polypfed" else _by_hand)(int(rounds), given.seconds, folder)
@@ -110,7 +109,8 @@ def _sample(pid: int, used: dict[int, float], done: threading.Event) -> None:
 
 
 def _polypfed(rounds: int, seconds: float, folder: str) -> None:
-    from benchmarks.nvflare_job import Site, mark
+    from nvflare_job import Site, mark
+
     from polypfed import Federation
     from polypfed.backends.nvflare import NVFlare
     from polypfed.federation import Event
@@ -124,10 +124,10 @@ def _polypfed(rounds: int, seconds: float, folder: str) -> None:
 
 
 def _by_hand(rounds: int, seconds: float, folder: str) -> None:
-    from benchmarks.nvflare_job import by_hand
+    from nvflare_job import by_hand
 
     os.chdir(folder)
-    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["PYTHONPATH"] = str(HERE)
     by_hand(rounds, seconds, folder)
 
 
@@ -137,8 +137,8 @@ def _bytes(side: str) -> int:
     from nvflare.app_common.decomposers import numpy_decomposers
     from nvflare.app_common.utils.fl_model_utils import FLModelUtils
     from nvflare.fuel.utils import fobs
+    from nvflare_job import Site, model
 
-    from benchmarks.nvflare_job import Site, model
     from polypfed import Task, Update
     from polypfed.backends.nvflare.payload import reply_to_shareable, task_to_shareable
 

@@ -42,6 +42,8 @@ def test_every_script_can_be_loaded() -> None:
         pytest.importorskip(package, exc_type=ImportError)
     scripts = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem != "nvflare_job")
     scripts += ["peers.run", "peers.work", "peers.table", "peers.yolo"]
+    taken = [p.name for p in (ROOT / "benchmarks").rglob("*.py") if "from benchmarks" in p.read_text(encoding="utf-8")]
+    assert not taken, "opacus installs a package of that name, which would be found instead"
     code = f"import importlib\nfor name in {scripts}: importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
