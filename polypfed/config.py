@@ -129,7 +129,8 @@ class Privacy(_Table):
     """What is done to an update before it leaves a site; see `polypfed.privacy.stages`."""
 
     mode: Literal["plain", "dp", "he", "secagg", "hybrid"] = "plain"
-    bits: Positive = 8.0
+    bits: Positive | None = None
+    """Of a value. None is 8 where integers are added anyway; plain and dp then send float32."""
     bound: Positive | None = None
     cap: Count = 4096
     profile: Literal["std", "pq128", "tc256"] = "std"
@@ -139,6 +140,11 @@ class Privacy(_Table):
     where: Literal["site", "server"] = "server"
     epsilon: Positive | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+
+    @property
+    def staged(self) -> bool:
+        """Does an update pass through stages?"""
+        return self.mode != "plain" or self.bits is not None
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ class Config(_Table):
     @property
     def evaluate(self) -> Literal["matrix", "global", "off"]:
         """What is scored after a round."""
-        return self.federation.evaluate or ("matrix" if self.privacy.mode == "plain" else "global")
+        return self.federation.evaluate or ("global" if self.privacy.staged else "matrix")
 
 
 _ADAPTER = TypeAdapter(Config)

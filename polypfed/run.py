@@ -139,7 +139,7 @@ def models_of(config: Config, clients: Sequence[DetectorClient], history: Histor
     """
     strategy, found = Registry.build(config.strategy), {}
     accepted = checkpoints.load(folder / "checkpoint").accepted
-    staged = config.privacy.mode != "plain"
+    staged = config.privacy.staged
     for client in clients:
         worker: Any = strategy.at_site(client)
         place = folder / "sites" / client.name

@@ -112,13 +112,17 @@ class Site:
         """The client behind the stages that the task names."""
         from polypfed.clients.blind import BlindClient
         from polypfed.clients.outbox import build
+        from polypfed.clients.packed import PackedClient
         from polypfed.clients.staged import MaskedClient, StagedClient
+        from polypfed.privacy.stage import Quantise
 
         about = task.config["stages"]
         stages = build(about["list"])
         kinds = {stage.kind for stage in stages}
         if not kinds & {"encrypt", "mask"}:
-            return StagedClient(self.client, strategy, stages, int(about["sites"]))
+            rounded = any(isinstance(stage, Quantise) for stage in stages)
+            in_clear = PackedClient if rounded else StagedClient
+            return in_clear(self.client, strategy, stages, int(about["sites"]))
         keys = self._guard.charter.keys
         if self._directory is None or keys is None:
             raise StateError("has no folder, and keys need one", where=self.name)

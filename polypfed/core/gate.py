@@ -20,7 +20,7 @@ REASONS = (
 MAX_WEIGHT = 10_000_000
 """More examples than any site has."""
 
-_SEALED = re.compile(r"(frame\.\d{5}|snapshot|id|keys|signature|reveal|(key|share)\.[A-Za-z0-9_-]{1,63})")
+_SEALED = re.compile(r"(frame\.\d{5}|levels|snapshot|id|keys|signature|reveal|(key|share)\.[A-Za-z0-9_-]{1,63})")
 _TOLERATED = HEADER_LIMIT + (1 << 16)  # bytes of a message beside its vectors
 
 

@@ -13,10 +13,11 @@ from polypfed.core.settings import positive, site_names, whole
 from polypfed.federation.blind import BlindEngine
 from polypfed.federation.engine import Engine
 from polypfed.federation.masked import MaskedEngine
+from polypfed.federation.packed import PackedEngine
 from polypfed.federation.protocol import Backend, Listener
 from polypfed.federation.staged import StagedEngine, check_stages
 from polypfed.privacy.ledger import Ledger
-from polypfed.privacy.stage import Stage
+from polypfed.privacy.stage import Quantise, Stage
 from polypfed.strategies.base import Strategy, nested
 from polypfed.strategies.fedavg import FedAvg
 from polypfed.strategies.keepbest import KeepBest
@@ -122,6 +123,6 @@ class Federation:
     def _open(self, backend: Backend, directory: str | Path | None, listen: Listener | None) -> Engine:
         kinds = {stage.kind for stage in self.stages}
         kind: type[Engine] = StagedEngine if kinds else Engine
-        if kinds & {"encrypt", "mask"}:
-            kind = BlindEngine if "encrypt" in kinds else MaskedEngine
+        if any(isinstance(stage, Quantise) for stage in self.stages):
+            kind = BlindEngine if "encrypt" in kinds else MaskedEngine if "mask" in kinds else PackedEngine
         return kind(self, backend, Path(directory) if directory is not None else None, listen)

@@ -101,8 +101,12 @@ class BlindEngine(StagedEngine):
                     return
         raise QuorumError("no site could make the job key", remedy="See failures.jsonl for the reasons")
 
-    def _task(self, kind: Any, number: int, name: str, base: int, *, snapshot: bool = False) -> Task:
-        """A task for one site: the sums between what it holds and the model of round `base`, and its wrapped keys."""
+    def _task(self, kind: Any, number: int, name: str, base: int, *, snapshot: bool = False, **more: Any) -> Task:
+        """A task for one site: the sums between what it holds and the model of round `base`, and its wrapped keys.
+
+        Args:
+            more: what its config says beside.
+        """
         first, about, vectors = self.now.accepted.get(name, 1), dict[str, Any](), dict[str, Any]()
         sealed = self._log.snapshot
         if sealed is not None and first <= sealed.about["round"]:
@@ -120,7 +124,7 @@ class BlindEngine(StagedEngine):
         about |= {"epoch": self._epoch, "attempt": self._attempt, "base": base, "snapshot": snapshot}
         about |= {"sums": {str(n): entry.about for n, entry in sums.items()}}
         config = config_for(self, number, name, self._largest())
-        return Task(number, kind, vectors, config | {"stages": self._about(**about)})
+        return Task(number, kind, vectors, config | {"stages": self._about(**about), **more})
 
     def _snapshot_is_due(self, number: int) -> bool:
         """Now and then, and under a new key until there is one: new members cannot open what was sent before."""
@@ -146,7 +150,10 @@ class BlindEngine(StagedEngine):
         except Refused as refusal:
             give_up(self, got, refusal)
             return got
-        tasks = {n: self._task("fit", number, n, number - 1, snapshot=n == sealing) for n in sorted(shares)}
+        tasks = {
+            n: self._task("fit", number, n, number - 1, snapshot=n == sealing, cohort=len(shares))
+            for n in sorted(shares)
+        }
         for name, pieces in shares.items():
             tasks[name] = replace(tasks[name], vectors={**tasks[name].vectors, **as_arrays(pieces)})
         got.down += sum(nbytes(task.vectors) for task in tasks.values())

@@ -258,7 +258,7 @@ class Engine:
         working = {name: weight for name, weight in sorted(got.accepted.items()) if weight}
         if not working:  # an empty round: nothing moves, no moment decays
             return
-        cohort = Cohort(number, tuple(working), tuple(working.values()), len(self.sites))
+        cohort = self._counted(number, working)
         buffers = now.spec.moved_buffers(now.x, mean.pop(BUFFERS))
         moved, state = self.fed.strategy.step(now.x[now.spec.trainable], shared(now.state), mean, cohort)
         x = np.concatenate([moved, buffers]) if buffers.size else np.ascontiguousarray(moved)
@@ -268,6 +268,10 @@ class Engine:
             raise LayoutError("the new model is not finite", where="strategy", remedy="Lower its learning rate")
         now.x, now.state = fixed(x), state
         now.accepted = now.accepted | {name: got.rounds[name] for name in working}
+
+    def _counted(self, number: int, working: Mapping[str, int]) -> Cohort:
+        """Whose updates count, as the strategy's step is told."""
+        return Cohort(number, tuple(working), tuple(working.values()), len(self.sites))
 
     def _write_metrics(self, got: Collected) -> None:
         for site in sorted(got.metrics):

@@ -48,7 +48,8 @@ class MaskedEngine(StagedEngine):
         """The third exchange: sites train, and send masked updates."""
         x, state, number = self.now.x, shared(self.now.state), got.number
         model = shared({"model": x, **self.fed.strategy.broadcast(x[self.now.spec.trainable], state)})
-        about = {"stages": self._about(**masking.about, phase="mask", grid=self._grid.to_json())}
+        stages = self._about(**masking.about, phase="mask", grid=self._grid.to_json())
+        about = {"stages": stages, "cohort": len(masking.inbox)}
         limit, tasks = 8 * self.plan.codec().size + (1 << 20), {}
         for name, shares in sorted(masking.inbox.items()):
             vectors = {**model, **self._more_vectors(), **as_arrays(shares)}

@@ -22,7 +22,7 @@ from polypfed.privacy.keyring import open_keys, provision
 from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.plan import Plan
 from polypfed.privacy.roster import Identity, Roster
-from polypfed.privacy.stage import At, Mask, Noise, TopK
+from polypfed.privacy.stage import At, Mask, Noise, Quantise, TopK
 from polypfed.strategies.base import nested, uploads
 from polypfed.strategies.fedbuff import FedBuff
 from polypfed.strategies.keepbest import KeepBest
@@ -42,9 +42,11 @@ def check_stages(fed: "Federation") -> None:
     layers = list(nested(fed.strategy))
     if any(isinstance(layer, FedBuff) for layer in layers):
         raise IncompatiblePrivacy("FedBuff's rounds have no common start", where="strategy", remedy="Use FedAvg")
-    encrypted = any(stage.kind == "encrypt" for stage in fed.stages)
-    if encrypted and any(isinstance(layer, KeepBest) for layer in layers):
-        raise IncompatiblePrivacy("KeepBest decides on the server, which sees no model", where="strategy")
+    kinds = {stage.kind for stage in fed.stages}
+    follow = (any(isinstance(stage, Quantise) for stage in fed.stages) and "mask" not in kinds) or "encrypt" in kinds
+    if follow and any(isinstance(layer, KeepBest) for layer in layers):
+        why = "sees no model" if "encrypt" in kinds else "hears of the scores when the sites have made the step"
+        raise IncompatiblePrivacy(f"KeepBest decides on the server, which {why}", where="strategy")
     if fed.evaluate == "matrix":
         raise IncompatiblePrivacy(
             "the cross-site matrix shows each site's model to the others", where="evaluate", remedy='Use "global"'

@@ -1,4 +1,4 @@
-"""What the server of a blind federation keeps: encrypted sums by round, wrapped keys, the latest sealed snapshot."""
+"""What a server keeps whose sites follow by sums: these by round; under encryption wrapped keys and a snapshot too."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -52,6 +52,15 @@ class SumLog:
         if number not in self._cache:
             self._cache[number] = _read(self._sum(number))
         return self._cache[number]
+
+    def keep(self, most: int) -> None:
+        """Forget the oldest rounds until the files are of no more bytes than this together; the last one stays."""
+        held = 0
+        for number in reversed(self.rounds):
+            held += self._sum(number).stat().st_size
+            if held > most:
+                self.drop_to(min(number, self.rounds[-1] - 1))
+                return
 
     def drop_to(self, number: int) -> None:
         """Forget the rounds up to `number`: a snapshot covers them."""

@@ -11,7 +11,7 @@ from polypfed.privacy.stage import Clip, Encrypt, Mask, Noise, Quantise, Stage
 def stages(
     mode: Mode,
     *,
-    bits: float = 8.0,
+    bits: float | None = None,
     bound: float | None = None,
     cap: int | None = 4096,
     profile: Profile = "std",
@@ -24,7 +24,8 @@ def stages(
 
     Args:
         mode: "plain", "dp" (clip and noise), "he" (encrypted sums), "secagg" (masked sums) or "hybrid" (both).
-        bits: of a value under he, secagg and hybrid, at least.
+        bits: of a value, at least. None is 8 under he, secagg and hybrid; under plain and dp it leaves float32, and a
+            number rounds, so that two to eight times fewer bytes travel (see `federation.packed`).
         bound: of the first round's values, as a share of the largest weight of their tensor; None:
             what suits the number of levels.
         cap: the most examples a site may have, near the largest number there is; None, if the strategy weighs all sites
@@ -42,10 +43,11 @@ def stages(
     """
     if mode not in get_args(Mode):
         raise ConfigError(f"{mode!r} is not one of {', '.join(get_args(Mode))}", where="privacy")
-    clip, quantise = Clip(norm=norm), Quantise(bits=bits, bound=bound, cap=cap)
+    clip, quantise = Clip(norm=norm), Quantise(bits=8.0 if bits is None else bits, bound=bound, cap=cap)
+    rounded = () if bits is None else (quantise,)
     usual: dict[Mode, tuple[Stage, ...]] = {
-        "plain": (),
-        "dp": (clip, Noise(multiplier=multiplier, where=where, clip=clip)),
+        "plain": rounded,
+        "dp": (clip, Noise(multiplier=multiplier, where=where, clip=clip), *rounded),
         "he": (quantise, Encrypt(profile=profile)),
         "secagg": (quantise, Mask(threshold=threshold)),
         "hybrid": (quantise, Mask(threshold=threshold), Encrypt(profile=profile)),

@@ -60,6 +60,11 @@ class Pipeline:
         return any(s.sums for s in self.stages)
 
     @property
+    def adds(self) -> bool:
+        """Are updates integers that only their sum is used of? The sites then get that and make the step."""
+        return self.find(Quantise) is not None
+
+    @property
     def floats(self) -> tuple[Stage, ...]:
         """The stages before values become integers."""
         return tuple(s for s in self.stages if not isinstance(s, Quantise | Encrypt | Mask))
@@ -91,7 +96,7 @@ class Pipeline:
     def layout(self) -> tuple[Slots, HEParams | None] | None:
         """Lanes and encryption parameters; None if nothing is quantised."""
         quantise = self.find(Quantise)
-        return slots_for(quantise, self.find(Encrypt), self.sites) if quantise else None
+        return slots_for(quantise, self.find(Mask), self.find(Encrypt), self.sites) if quantise else None
 
     def codec(self, length: int, grid: Grid | None = None) -> Codec | None:
         """For what `forward` gives, (length,); None if nothing is quantised."""
@@ -194,22 +199,27 @@ def _order(line: Pipeline) -> None:
 
 
 def _reducer(line: Pipeline, reducer: Any) -> None:
-    if line.sums and getattr(reducer, "needs", "sum") != "sum":
+    if line.adds and getattr(reducer, "needs", "sum") != "sum":
         name = type(reducer).__name__
-        problem = f"{name} must see single updates, and under {line.mode} the server has their sum only"
-        _refuse(problem, f"Use Mean with {line.mode}, or {name} with plain or dp")
+        has = "the server has their sum only" if line.sums else "the sites get their sum and make the step"
+        problem = f"{name} must see single updates, and under {_protocol(line)} {has}"
+        _refuse(problem, f"Use Mean with {_protocol(line)}, or {name} with plain or dp and no Quantise")
     for stage in line.stages:
-        if line.sums and not stage.linear:
-            problem = f"{type(stage).__name__} with indices of each site's own does not add up under {line.mode}"
-            _refuse(problem, "Use common=True, or leave encryption and masks out")
+        if line.adds and not stage.linear:
+            problem = f"{type(stage).__name__} with indices of each site's own does not add up under {_protocol(line)}"
+            _refuse(problem, "Use common=True, or leave Quantise, encryption and masks out")
+
+
+def _protocol(line: Pipeline) -> str:
+    """What to call the rounds where updates are added as integers."""
+    return line.mode if line.sums else "Quantise"
 
 
 def _noise(line: Pipeline, reducer: Any, weights: str) -> None:
     noise, clip, quantise = line.find(Noise), line.find(Clip), line.find(Quantise)
-    if clip and clip.adaptive and line.sums:
-        _refuse(
-            f"adaptive clipping under {line.mode}: the count of clipped updates is not part of the sum", "Fix the norm"
-        )
+    if clip and clip.adaptive and line.adds:
+        problem = f"adaptive clipping under {_protocol(line)}: the count of clipped updates is not part of the sum"
+        _refuse(problem, "Fix the norm")
     if clip and clip.adaptive and noise and noise.where == "site":
         _refuse(
             "adaptive clipping with noise at the site: the count of clipped updates would leave in clear",

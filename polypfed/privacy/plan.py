@@ -54,9 +54,9 @@ class Plan:
         if not any(isinstance(stage, Noise) for stage in stages):
             stages = _with_buffers_whole(stages, spec, sum(extra.values()))
         pipeline = compose(stages, sites=sites, reducer=reducer, weights=str(weights))
-        if pipeline.sums and not isinstance(weights, str):
+        if pipeline.adds and not isinstance(weights, str):
             raise IncompatiblePrivacy(
-                "weights by name cannot be used on sums that nobody sees into", where="strategy.weights",
+                "weights by name cannot be used where integers are added", where="strategy.weights",
                 remedy='Use Mean("examples") or Mean("uniform")',
             )  # fmt: skip
         quantise = pipeline.find(Quantise)

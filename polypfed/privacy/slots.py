@@ -3,6 +3,7 @@
 slot = sum_j base**j * lane_j,   0 <= lane_j <= levels,   sites * levels < base,   base**lanes <= modulus
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,3 +116,16 @@ class Slots:
             raise LayoutError("a slot is larger than any sum of packed values")
         out[(self.lanes - 1) * size :] = rest
         return out[:values]
+
+
+def open_slots(sites: int, bits: float) -> Slots:
+    """One value a slot, of the least even number of levels that gives `bits`; nothing is wasted, for nothing is hidden.
+
+    Raises:
+        ConfigError: that many bits and sites do not fit 32 bits.
+
+    >>> open_slots(4, 2.3).levels
+    4
+    """
+    levels = max(2, 2 * math.ceil((2**bits - 1) / 2)) if bits < 32 else 1 << 32
+    return Slots(modulus=1 << 32, base=sites * levels + 1, lanes=1, sites=sites)

@@ -20,7 +20,7 @@ from polypfed.privacy import compress, dp
 from polypfed.privacy.masks import ring_slots
 from polypfed.privacy.params import HEParams, Profile
 from polypfed.privacy.quantise import Codec, Grid
-from polypfed.privacy.slots import Slots
+from polypfed.privacy.slots import Slots, open_slots
 
 Kind = Literal["clip", "noise", "compress", "encrypt", "mask"]
 State = Mapping[str, Vector]
@@ -260,6 +260,8 @@ class TopK(RandomK):
 class Quantise(_Step):
     """Fixed-point values on a common grid, so that sums are exact integers.
 
+    Without Encrypt or Mask behind it they travel in clear and entropy-coded, both ways: see `federation.packed`.
+
     Args:
         bits: of a value, at least.
         bound: of the first round's values, as a share of the largest weight of their tensor; None: what suits the
@@ -317,12 +319,14 @@ class Mask(_Step):
         return max(sites // 2 + 1, -(-2 * sites // 3)) if self.threshold is None else self.threshold
 
 
-def slots_for(quantise: Quantise, encrypt: Encrypt | None, sites: int) -> tuple[Slots, HEParams | None]:
-    """The lanes for so many sites: inside ciphertexts, or plain 16- or 32-bit integers."""
-    if encrypt is None:
-        return ring_slots(sites, quantise.bits), None
-    params = HEParams.for_sites(max(2, sites), bits=quantise.bits, profile=encrypt.profile)
-    return params.slots, params
+def slots_for(
+    quantise: Quantise, mask: Mask | None, encrypt: Encrypt | None, sites: int
+) -> tuple[Slots, HEParams | None]:
+    """The lanes for so many sites: inside ciphertexts, 16- or 32-bit integers under masks, or one value a slot."""
+    if encrypt is not None:
+        params = HEParams.for_sites(max(2, sites), bits=quantise.bits, profile=encrypt.profile)
+        return params.slots, params
+    return ring_slots(sites, quantise.bits) if mask else open_slots(sites, quantise.bits), None
 
 
 def codec_for(quantise: Quantise, slots: Slots, length: int, grid: Grid | None = None) -> Codec:

@@ -15,13 +15,15 @@ from polypfed.clients.guard import Charter
 from polypfed.clients.outbox import describe
 from polypfed.clients.plan import digest, hash_of, plan_of
 from polypfed.clients.plans import Plans
-from polypfed.clients.policy import Policy
+from polypfed.clients.policy import MODES, Policy
 from polypfed.clients.site import Site
 from polypfed.core.errors import ConfigError
 from polypfed.core.messages import Reply
 from polypfed.federation.plan import task_config
 from polypfed.privacy import stages
 from polypfed.privacy.keyring import provision
+from polypfed.privacy.ledger import Ledger
+from polypfed.privacy.stage import Quantise
 from polypfed.strategies import FedAvg, FedProx, KeepBest, Registry, Scaffold
 from tests.problems import Scripted, sites
 
@@ -93,6 +95,24 @@ def test_a_task_outside_the_policy_is_refused_before_anything_is_done(
 )
 def test_a_task_within_it_is_done(policy: dict[str, Any], task: Task) -> None:
     assert not isinstance(answer(task, **policy), Failure)
+
+
+@pytest.mark.parametrize("line", [*MODES, "rounded"])
+def test_every_task_to_train_says_how_many_take_part(line: Any) -> None:
+    """Else a site that asks for company would refuse all of them."""
+    even = FedAvg(reducer=Mean("uniform"))
+    chosen = (Quantise(),) if line == "rounded" else stages(line, cap=None)
+    said = list[Any]()
+
+    def script(name: str, task: Task, reply: Reply) -> Any:
+        if task.kind == "fit":
+            said.append(task.config.get("cohort"))
+        yield reply
+
+    budget = Ledger(math.inf, 1e-5) if line == "dp" else None
+    fed = Federation(clients=sites(4), strategy=even, stages=chosen, budget=budget, per_round=3)
+    assert not fed.run(2, Scripted(script)).failures
+    assert said == [3] * 6
 
 
 def test_epochs_are_the_clients_own_setting() -> None:
