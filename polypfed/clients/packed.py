@@ -1,4 +1,4 @@
-"""A site whose rounded updates travel in clear: it sends few bytes, and gets the sum of all sites instead of a model."""
+"""A site whose rounded updates travel in clear: few bytes leave it, and the sum of all sites comes back, no model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
