@@ -36,8 +36,9 @@ from polypfed.data.manifest import Manifest
 from polypfed.detect.template import Template
 from polypfed.detect.tflite import TFLite
 from polypfed.detect.warm import warm_start
-from polypfed.privacy import frames
+from polypfed.privacy import deflate, frames
 from polypfed.privacy.roster import Roster
+from polypfed.privacy.slots import open_slots
 
 SECOND = 1.0
 CAP = 400 << 20  # bytes that a process may grow by; no input here is larger than 100 kB
@@ -165,6 +166,7 @@ def _wire() -> list[Parser]:
         header, body = data[: frames._HEADER.size], data[frames._HEADER.size : -frames.TAG]
         frames.expect(frames.read(header + body + frames._tag(mac, header, body), {1: mac}), label, ("update",))
 
+    lanes = open_slots(3, 8.2)
     roster = {"name": "a", "signing": "00" * 32, "transport": "11" * 32}
     other = {"name": "server", "signing": "22" * 32, "transport": "33" * 32}
     plain = json.dumps({"members": [roster], "server": other}).encode()
@@ -174,6 +176,7 @@ def _wire() -> list[Parser]:
         Parser("ciphertext frame", lambda d: frames.read(d, {1: mac}), [sealed]),
         Parser("signed frame", again, [sealed]),
         Parser("frames", lambda d: list(frames.split(d)), [sealed * 3]),
+        Parser("levels", lambda d: deflate.inflate(d, 40, lanes), [deflate.deflate(np.arange(40) % 301, lanes)]),
         Parser("roster", lambda d: Roster.from_json(_json(d)), [plain]),
     ]
 

@@ -20,9 +20,9 @@ from polypfed.detect.tflite import ModelFileError
 from tests.fuzzing import CAP, fuzz, offered, parsers, spoilt
 
 NAMES = [
-    "message", "reply", "ciphertext frame", "signed frame", "frames", "roster", "site.toml", "study", "labels",
-    "annotations", "manifest", "audit log", "checkpoint", "checkpoint, sum made anew", "model", "release", "template",
-    "tflite", "warm start", "JPEG", "PNG", "TIFF", "BMP",
+    "message", "reply", "ciphertext frame", "signed frame", "frames", "levels", "roster", "site.toml", "study",
+    "labels", "annotations", "manifest", "audit log", "checkpoint", "checkpoint, sum made anew", "model", "release",
+    "template", "tflite", "warm start", "JPEG", "PNG", "TIFF", "BMP",
 ]  # fmt: skip
 
 

@@ -10,9 +10,13 @@ import pytest
 
 from polypfed import Failure, Federation, Krum, Mean, NumpyClient, Task, Update
 from polypfed.backends import Local
+from polypfed.core import audit
+from polypfed.core.errors import QuorumError
 from polypfed.core.messages import Reply
+from polypfed.core.signing import digest_of
 from polypfed.federation.sums import SumLog
 from polypfed.privacy.errors import IncompatiblePrivacy
+from polypfed.privacy.keyring import provision
 from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.stage import Clip, Encrypt, Noise, Quantise, Stage, TopK
 from polypfed.strategies import (
@@ -232,6 +236,24 @@ def test_an_old_update_is_not_counted_again() -> None:
 
     history = fed().run(3, Scripted(script))
     assert [(f.client, f.round, f.reason) for f in history.failures] == [("s1", 3, "wrong-parameters")]
+
+
+def test_signatures_and_logs_name_the_model_that_was_not_sent(tmp_path: Path) -> None:
+    pytest.importorskip("cryptography")
+    provision(["s0", "s1", "s2"], tmp_path)
+    history = fed(keys=tmp_path / "keys").run(3, Local(), tmp_path)
+    assert not history.failures
+    commits = [e["subject"] for e in audit.entries(tmp_path / "audit.jsonl") if e["event"] == "commit"]
+    fits = [e["subject"] for e in audit.entries(tmp_path / "sites" / "s1" / "audit.jsonl") if e["event"] == "fit"]
+    assert fits[1:] == commits[:-1]
+    assert commits[-1] == digest_of(model(history))
+
+    def forged(name: str, task: Task, reply: Reply) -> Iterator[Reply]:
+        assert isinstance(reply, Update)
+        yield replace(reply, base="0" * 64)
+
+    with pytest.raises(QuorumError):
+        fed(keys=tmp_path / "keys").run(1, Scripted(forged))
 
 
 def test_lost_updates_and_empty_rounds_do_not_stop_it() -> None:

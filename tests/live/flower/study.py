@@ -19,7 +19,8 @@ def settings(strategy: str = "fedavg", mode: Any = "plain", **more: Any) -> dict
         given |= {"stages": stages("dp", norm=1.0, multiplier=1.0), "budget": spending}
         given["strategy"] = FedAvg(reducer=Mean("uniform"))
     elif mode != "plain":
-        given["stages"] = stages(mode, cap=None if strategy == "scaffold" else 100)
+        cap = None if strategy == "scaffold" else 100
+        given["stages"] = stages("plain", bits=3.0, cap=cap) if mode == "rounded" else stages(mode, cap=cap)
     return given
 
 

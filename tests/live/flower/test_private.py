@@ -1,4 +1,4 @@
-"""Three sites over TLS, each with keys of its own: equal bits in clear, encrypted and masked, and no key at the server.
+"""Three sites over TLS, each with its keys: equal bits in clear, rounded, encrypted and masked; no key at the server.
 
 One deployment serves all runs, one after the other.
 """
@@ -19,8 +19,10 @@ from tests.live.flower.processes import Deployment
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(300)]
 NAMES = ["a", "b", "c"]
-ALWAYS = [("he", "scaffold"), ("secagg", "fedadam")]
-ALL = [(mode, strategy) for mode in ("plain", "he", "secagg") for strategy in ("fedavg", "fedadam", "scaffold")]
+ALWAYS = [("he", "scaffold"), ("secagg", "fedadam"), ("rounded", "fedadam")]
+ALL = [
+    (mode, strategy) for mode in ("plain", "rounded", "he", "secagg") for strategy in ("fedavg", "fedadam", "scaffold")
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 def cases() -> list[Any]:
-    skip = pytest.mark.skipif("POLYPFED_LONG" not in os.environ, reason="nine runs of Flower; set POLYPFED_LONG")
+    skip = pytest.mark.skipif("POLYPFED_LONG" not in os.environ, reason="twelve runs of Flower; set POLYPFED_LONG")
     return [pytest.param(*case, marks=() if case in ALWAYS else skip, id="-".join(case)) for case in ALL]
 
 
