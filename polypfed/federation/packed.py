@@ -11,9 +11,9 @@ value up and three down instead of 32 each: signSGD with majority vote (Bernstei
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -69,8 +69,7 @@ class PackedEngine(StagedEngine):
         kept = self.now.privacy.get("grid")
         return Grid.from_json(kept) if kept else self.plan.first_grid(self.now.x)
 
-    @property
-    def elsewhere(self) -> set[str]:
+    def _elsewhere(self) -> set[str]:
         """Sites to which sums say nothing; before the first task, those that begin with another model are found."""
         if _ELSEWHERE not in self.now.privacy:
             self._mark(self._strangers())
@@ -92,31 +91,32 @@ class PackedEngine(StagedEngine):
                 found.discard(said.client)
         return found
 
-    def _task(self, kind: Any, name: str, number: int, elsewhere: set[str], **more: Any) -> Task:
-        """A task on the present model, for one site."""
-        now, about = self.now, {"base": self.now.round, "sums": {}}
-        sums = range(max(now.accepted.get(name, 0), 1), now.round + 1)
-        if name in elsewhere or not set(sums) <= set(self._log.rounds):
-            vectors = {"whole": self._whole()}
-        else:
-            entries = {n: self._log.get(n) for n in sums}
-            about["sums"] = {str(n): entry.about for n, entry in entries.items()}
-            vectors = {f"sum.{n}": entry.pieces[0] for n, entry in entries.items() if entry.pieces}
-        codec = self.plan.codec()
-        config = config_for(self, number, name, longest(codec.size, codec.slots) + (1 << 20))
-        config |= {"stages": self._about(**about), "base": digest_of(now.x), **more}
-        return Task(number, kind, as_arrays(vectors), config)
+    def _tasks(
+        self, kind: Literal["fit", "evaluate"], names: Sequence[str], number: int, **more: Any
+    ) -> dict[str, Task]:
+        """Tasks on the present model. What two sites get alike is in memory once."""
+        now, codec, elsewhere, known = self.now, self.plan.codec(), self._elsewhere(), set(self._log.rounds)
+        base, whole, found = digest_of(now.x), dict[str, Any](), dict[str, Task]()
+        for name in names:
+            sums = range(max(now.accepted.get(name, 0), 1), now.round + 1)
+            follows = name not in elsewhere and known.issuperset(sums)
+            entries = {n: self._log.get(n) for n in sums} if follows else {}
+            vectors = as_arrays({f"sum.{n}": entry.pieces[0] for n, entry in entries.items() if entry.pieces})
+            if not follows:
+                vectors = whole = whole or as_arrays({"whole": self._whole()})
+            about = self._about(base=now.round, sums={str(n): entry.about for n, entry in entries.items()})
+            config = config_for(self, number, name, longest(codec.size, codec.slots) + (1 << 20))
+            found[name] = Task(number, kind, vectors, config | {"stages": about, "base": base, **more})
+        return found
 
     def _whole(self) -> bytes:
-        now = self.now
-        state, reference = dict(now.state), now.state.get("stages.reference")
-        state.pop("stages.reference", None)
-        return Position(now.round, now.x, state, self._grid, reference).pack()
+        state = dict(self.now.state)
+        reference = state.pop("stages.reference", None)
+        return Position(self.now.round, self.now.x, state, self._grid, reference).pack()
 
     def _collect(self, number: int, attempt: int) -> Collected:
-        names, elsewhere = self._cohort(number, attempt), self.elsewhere
-        got = _Packed(self, number, names)
-        tasks = {name: self._task("fit", name, number, elsewhere, cohort=len(names)) for name in names}
+        names = self._cohort(number, attempt)
+        got, tasks = _Packed(self, number, names), self._tasks("fit", names, number, cohort=len(names))
         got.down += sum(nbytes(task.vectors) for task in tasks.values())
         gate = SealedGate(self.now.run, number, frozenset(tasks), {}, 1.0, base=digest_of(self.now.x))
         for reply in self.backend.exchange(tasks, self.fed.deadline):
@@ -129,7 +129,7 @@ class PackedEngine(StagedEngine):
     def _locate(self, reply: Update | Failure | Evaluation) -> None:
         """A site that has lost its state, or has come to another model, gets the whole next time."""
         if isinstance(reply, Failure) and reply.reason == "state" and reply.client in self.sites:
-            self._mark(self.elsewhere | {reply.client})
+            self._mark(self._elsewhere() | {reply.client})
             if keeps_nothing(self.fed.strategy):
                 self.now.accepted = {n: r for n, r in self.now.accepted.items() if n != reply.client}
 
@@ -151,14 +151,13 @@ class PackedEngine(StagedEngine):
         assert isinstance(got, _Packed)
         super()._step(number, got)
         working = sorted(name for name, weight in got.accepted.items() if weight)
-        self._mark(self.elsewhere - set(working))
+        self._mark(self._elsewhere() - set(working))
         pieces = [deflate(got.total, got.codec.slots, len(working))] if working else []
         self._log.add(number, {"clients": working}, pieces)
         self._log.keep(self.now.x.nbytes)
 
     def _evaluation_tasks(self, local_models: Mapping[str, Vector]) -> dict[str, Task]:
-        elsewhere = self.elsewhere
-        return {name: self._task("evaluate", name, self.now.round, elsewhere) for name in self.sites}
+        return self._tasks("evaluate", self.sites, self.now.round)
 
     def _score(self, reply: Reply, scores: dict[str, Evaluation]) -> Reply:
         taken = super()._score(reply, scores)
