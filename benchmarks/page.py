@@ -12,7 +12,7 @@ from polypfed.core.errors import PolypfedError
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README, BEGIN, END = HERE.parent / "README.md", "<!-- answers: benchmarks/page.py -->", "<!-- end of answers -->"
-ORDER = ("gap", "communication", "fewer-rounds", "active", "federated-sim", "generalise", "central")
+ORDER = ("gap", "longer", "communication", "fewer-rounds", "active", "federated-sim", "generalise", "central")
 HEAD = """# Benchmarks
 
 Each question below has one command. It runs what is missing, keeps what it has (a cell that was killed goes on from its
