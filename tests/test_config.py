@@ -1,6 +1,7 @@
 """The file edge: every mistake in one go, with file, field and remedy; nothing guessed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from polypfed import config as configs
 from polypfed.backends import Local
 from polypfed.clients import NumpyClient
 from polypfed.core.errors import ConfigError
+from polypfed.privacy.stage import Mask, Quantise
 from polypfed.strategies import FedAvg
 
 SYNTH = "[data.synth]\nsites = 2\n"
@@ -109,6 +111,22 @@ def test_describe_drops_what_is_not_set() -> None:
     plain = configs.describe(parse(SYNTH))
     assert "partition" not in plain["data"]
     assert plain["data"]["synth"]["sites"] == 2
+
+
+@pytest.mark.parametrize(
+    ("table", "wanted"),
+    [
+        ("bits = 2.3", [Quantise(2.3, cap=4096)]),
+        ("bits = 2.3\ncap = 300", [Quantise(2.3, cap=300)]),
+        ("", []),
+        ('mode = "secagg"', [Quantise(8.0, cap=4096), Mask()]),
+        ('mode = "secagg"\nbits = 12.0', [Quantise(12.0, cap=4096), Mask()]),
+    ],
+)
+def test_bits_round_in_every_mode_and_are_eight_where_integers_are_added_anyway(table: str, wanted: list[Any]) -> None:
+    config = parse(f"[data.synth]\n[privacy]\n{table}\n")
+    assert list(configs.federation(config, []).stages) == wanted
+    assert config.evaluate == ("global" if wanted else "matrix")
 
 
 DP = '[data.synth]\n[privacy]\nmode = "dp"\n'

@@ -13,7 +13,7 @@ from polypfed.privacy.deflate import deflate, inflate, longest
 from polypfed.privacy.errors import FrameRefused
 from polypfed.privacy.slots import Slots, open_slots
 
-SHAPES = [(2.3, 4, 1), (2.3, 4, 4), (8, 4, 3), (15, 2, 2), (20, 100, 57)]
+SHAPES = [(1.5, 3, 1), (2.3, 4, 1), (2.3, 4, 4), (8, 4, 3), (15, 2, 2), (20, 100, 57)]
 
 
 @pytest.mark.parametrize(("bits", "sites", "count"), SHAPES)
@@ -46,7 +46,7 @@ def entropy(values: np.ndarray) -> float:
 
 @pytest.mark.parametrize(
     ("bits", "count", "deviation", "room"),
-    [(2.3, 1, 0.9, 1.08), (2.3, 4, 1.6, 1.06), (3.1, 4, 2.5, 1.03), (8, 4, 40, 1.25)],
+    [(1.5, 1, 0.6, 1.02), (2.3, 1, 0.9, 1.02), (2.3, 4, 1.6, 1.06), (3.1, 4, 2.5, 1.03), (8, 4, 40, 1.25)],
 )
 def test_it_takes_little_more_than_the_entropy(bits: float, count: int, deviation: float, room: float) -> None:
     slots = open_slots(4, bits)
@@ -57,24 +57,28 @@ def test_it_takes_little_more_than_the_entropy(bits: float, count: int, deviatio
 
 def test_what_is_no_sum_is_refused_without_its_memory() -> None:
     slots = open_slots(3, 2.3)
-    good = deflate(np.array([0, 1, 2, 3, 4]), slots)
+    good = deflate(np.array([0, 1, 2, 3, 4, 0]), slots)
 
     def raw(data: bytes) -> bytes:
         stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         return stream.compress(data) + stream.flush()
 
     for data, words in (
-        (b"", "does not hold 5 values"),
-        (good[:-1], "does not hold 5 values"),
+        (b"", "is not of 2 bytes"),
+        (good[:-1], "is not of 2 bytes"),
         (good + b"x", "1 bytes too many"),
         (b"\xff" * 20, "is not deflated"),
-        (raw(bytes(4)), "does not hold 5 values"),
-        (raw(bytes(50 << 20)), "does not hold 5 values"),
-        (raw(bytes([0, 0, 0, 0, 5])), "not from 0 to 4"),
+        (raw(bytes(1)), "is not of 2 bytes"),
+        (raw(bytes(50 << 20)), "is not of 2 bytes"),
+        (raw(bytes([0, 125])), "not from 0 to 4"),
     ):
         with pytest.raises(FrameRefused, match=words) as caught:
-            inflate(data, 5, slots)
+            inflate(data, 6, slots)
         assert caught.value.reason == "body"
+    most = open_slots(3, 8)
+    for data, words in ((raw(bytes(5)), "is not of 5 bytes"), (raw(bytes(5)) + raw(b"aaaaa"), "not from 0 to 256")):
+        with pytest.raises(FrameRefused, match=words):
+            inflate(data, 5, most)
 
 
 def test_levels_are_even_and_as_many_as_asked_for() -> None:
