@@ -11,6 +11,7 @@ from studies.study import Study
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _MARKS, _DASHES = "osD^vPX*", ("-", "--", ":")
+_MANY = 10  # more curves than this cannot be told apart
 Cells = Mapping[str, Sequence[Row]]
 
 
@@ -119,22 +120,40 @@ _PANELS: dict[str, list[tuple[str, str, str, Callable[[Sequence[Row]], Any]]]] =
 
 
 def _style(number: int) -> dict[str, Any]:
+    """Colour and marker, empty the second time round."""
     size = len(COLOURS)
-    return {"color": COLOURS[number % size], "marker": _MARKS[number % size], "ls": _DASHES[number // size % 3]}
+    empty = {"mfc": "white"} if number // size % 2 else {}
+    return {"color": COLOURS[number % size], "marker": _MARKS[number % size], "ls": _DASHES[number // size % 3]} | empty
 
 
 def _curves(axes: Any, cells: Cells, study: Study) -> None:
-    """mAP50 by epoch, so that runs of other rounds and local epochs share an axis; bands: the range of the seeds."""
-    for number, (name, rows) in enumerate(cells.items()):
-        epochs = int(rows[0]["settings"]["train"]["epochs"])
+    """mAP50 by epoch, so that runs of other rounds and local epochs share an axis; bands: the range of the seeds.
+
+    Of many cells those with the most seeds are told apart; the others are there in grey.
+    """
+    most = max(map(len, cells.values()))
+    told = [n for n, rows in cells.items() if len(cells) <= _MANY or len(rows) == most or n == study.against]
+    for name, rows in sorted(cells.items(), key=lambda item: item[0] in told):
+        epochs = int(rows[0]["settings"]["train"]["epochs"]) * mean(map(_seen, rows))
         curves = list(zip(*(r["curve"] for r in rows), strict=True))
-        x = [epochs * i for i in range(len(curves))]
-        axes.plot(x, [mean(c) for c in curves], label=name, ms=4, lw=1.4, **_style(number))
+        x, y = [epochs * i for i in range(len(curves))], [mean(c) for c in curves]
+        if name not in told:
+            axes.plot(x, y, color="#BBBBBB", lw=0.8)
+            continue
+        number = told.index(name)
+        axes.plot(x, y, label=name, ms=4, lw=1.4, **_style(number))
         if len(rows) > 1:
             low, high = [min(c) for c in curves], [max(c) for c in curves]
             axes.fill_between(x, low, high, color=COLOURS[number % len(COLOURS)], alpha=0.15)
+    if len(told) < len(cells):
+        axes.plot([], [], color="#BBBBBB", lw=0.8, label="others, in the table")
     axes.set(xlabel="epochs over the training images", ylabel="mAP50, mean over sites by validation images")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
+
+
+def _seen(row: Row) -> float:
+    """The share of the training images that an epoch goes over."""
+    return 1.0 if row["settings"]["pool"] else row["kept"] / max(row["images"], 1)
 
 
 def _bytes(axes: Any, cells: Cells, study: Study) -> None:
