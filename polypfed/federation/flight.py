@@ -58,7 +58,8 @@ def _finish(
         engine.tell(Event("fit", got.number, name, record(engine, late)))
         return
     vectors = shared({"model": bases[version]})
-    task = Task(version + 1, "fit", vectors, config_for(engine, version + 1, name, max_bytes(engine.lengths)))
+    config = config_for(engine, version + 1, name, max_bytes(engine.lengths))
+    task = Task(version + 1, "fit", vectors, config | {"cohort": strategy.buffer})
     gate = gate_for(engine, version + 1, {name: task})
     got.down += bases[version].nbytes
     for reply in engine.backend.exchange({name: task}, engine.fed.deadline):

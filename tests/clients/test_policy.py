@@ -24,7 +24,7 @@ from polypfed.privacy import stages
 from polypfed.privacy.keyring import provision
 from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.stage import Quantise
-from polypfed.strategies import FedAvg, FedProx, KeepBest, Registry, Scaffold
+from polypfed.strategies import FedAvg, FedBuff, FedProx, KeepBest, Registry, Scaffold
 from tests.problems import Scripted, sites
 
 
@@ -95,6 +95,18 @@ def test_a_task_outside_the_policy_is_refused_before_anything_is_done(
 )
 def test_a_task_within_it_is_done(policy: dict[str, Any], task: Task) -> None:
     assert not isinstance(answer(task, **policy), Failure)
+
+
+def test_an_asynchronous_task_says_how_many_updates_fill_the_buffer() -> None:
+    said = list[Any]()
+
+    def script(name: str, task: Task, reply: Reply) -> Any:
+        if task.kind == "fit":
+            said.append(task.config.get("cohort"))
+        yield reply
+
+    assert not Federation(clients=sites(4), strategy=FedBuff(buffer=2)).run(2, Scripted(script)).failures
+    assert said == [2] * 4
 
 
 @pytest.mark.parametrize("line", [*MODES, "rounded"])
