@@ -36,6 +36,18 @@ class Quadratic:
         return float(0.5 * self.a * np.sum((x.astype(np.float64) - self.b) ** 2))
 
 
+A, B = (1.0, 4.0, 2.0, 0.5), (0.0, 1.0, -1.0, 2.0)
+START = np.linspace(0.1, 1, 50).astype(np.float32)
+
+
+def clients(count: int = 3, start: Vector = START) -> list[NumpyClient]:
+    """Up to four sites, A[i]/2 (x - B[i])^2, of different steps and examples: for rounds whose values are rounded."""
+    return [
+        NumpyClient(f"s{i}", Quadratic(A[i], B[i]), start, lr=0.1, steps=3 + i, weight=50 + 10 * i)
+        for i in range(count)
+    ]
+
+
 def sites(count: int = 4, size: int = 3, steps: int = 2, lr: float = 0.1, pause: float = 0.0) -> list[NumpyClient]:
     """Sites with different optima, curvatures, sizes; awkward numbers, so that the order of a sum shows in its bits."""
     return [

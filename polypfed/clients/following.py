@@ -1,6 +1,7 @@
 """A site that makes the strategy's steps itself: it holds the model, and moves it by the sum of each round."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +58,7 @@ class Position:
         return cls(int(about["round"]), fixed(vectors["x"]), state, grid, vectors.get("reference")), kept
 
 
-class Follower:
+class Follower(ABC):
     """What is common to clients that follow a run by its sums.
 
     Args:
@@ -112,9 +113,9 @@ class Follower:
                 remedy="The server sends the rounds between, or the whole; ask the site that keeps them",
             )  # fmt: skip
 
+    @abstractmethod
     def _sum(self, task: Task, number: int, about: Mapping[str, Any]) -> Integers:
         """The sum of a round, as the task carries it."""
-        raise NotImplementedError
 
     def _follow(self, number: int, total: Integers, names: tuple[str, ...], seed: int) -> None:
         """One step, by the sum of these sites' updates."""

@@ -8,9 +8,10 @@ import numpy as np
 
 from polypfed.clients.following import Follower, Position
 from polypfed.clients.outbox import at_site
+from polypfed.core.audit import sha256
 from polypfed.core.errors import StateError
 from polypfed.core.messages import Evaluation, Task, Update
-from polypfed.core.signing import base_of, digest_of
+from polypfed.core.signing import base_of
 from polypfed.privacy.deflate import deflate, inflate
 from polypfed.privacy.slots import Integers
 
@@ -21,7 +22,7 @@ class PackedClient(Follower):
     def fit(self, task: Task) -> Update:
         """Take in what came, train, and send the update rounded; or, asked for it, say where this site begins."""
         if task.kind == "step":
-            begins = np.frombuffer(bytes.fromhex(digest_of(self.first)), np.uint8)
+            begins = np.frombuffer(bytes.fromhex(sha256(self.first.data)), np.uint8)
             return Update(self.name, task.round, {"id": begins}, 0)  # type: ignore[dict-item]  # bytes travel as uint8
         self._take_in(task)
         update = self._inner.fit(replace(task, vectors=self._vectors()))
@@ -45,7 +46,7 @@ class PackedClient(Follower):
         if whole is not None:
             self.at, _ = Position.unpack(whole.tobytes())
         super()._take_in(task)
-        if digest_of(self.at.x) != base_of(task):
+        if sha256(self.at.x.data) != base_of(task):
             raise StateError(
                 f"came to another model of round {self.at.round} than the server", where=self.name,
                 remedy="The server sends the whole with the next round",

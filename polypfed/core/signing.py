@@ -5,25 +5,19 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
-from polypfed.core.audit import Verifier
+from polypfed.core.audit import Verifier, sha256
 from polypfed.core.errors import Refused
 from polypfed.core.messages import Task, Update
-from polypfed.core.model import Vector
 
 DOMAIN = b"polypfed update 1"
 _HASH = re.compile(r"[0-9a-f]{64}")
-
-
-def digest_of(x: Vector) -> str:
-    """SHA-256 of a model, in hex."""
-    return hashlib.sha256(x.data).hexdigest()
 
 
 def base_of(task: Task) -> str:
     """SHA-256 of the model that a task carries, or that it says its sums lead to; "" if it does neither."""
     model, told = task.vectors.get("model"), task.config.get("base")
     if model is not None:
-        return digest_of(model)
+        return sha256(model.data)
     return told if isinstance(told, str) and _HASH.fullmatch(told) else ""
 
 

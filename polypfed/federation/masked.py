@@ -12,7 +12,6 @@ from polypfed.federation.masking import Masking, Summed, as_arrays, give_up
 from polypfed.federation.protocol import Event
 from polypfed.federation.staged import StagedEngine
 from polypfed.privacy.masked import MaskedSum
-from polypfed.privacy.quantise import Grid
 
 
 class MaskedEngine(StagedEngine):
@@ -60,11 +59,6 @@ class MaskedEngine(StagedEngine):
             checked = got.take(self, admit(self, gate, reply))
             got.failed += isinstance(checked, Failure)
             self.tell(Event("fit", number, reply.client, checked))
-
-    @property
-    def _grid(self) -> Grid:
-        kept = self.now.privacy.get("grid")
-        return Grid.from_json(kept) if kept else self.plan.first_grid(self.now.x)
 
     def _mean(self, got: Collected) -> dict[str, Vector]:
         assert isinstance(got, _Masked)

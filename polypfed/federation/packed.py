@@ -13,27 +13,25 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from polypfed.clients.following import Position
+from polypfed.core.audit import sha256
 from polypfed.core.errors import LayoutError, Refused
 from polypfed.core.gate import SealedGate, default_max_norm, norm_of
 from polypfed.core.messages import Evaluation, Failure, Reply, Task, Update
-from polypfed.core.model import ModelSpec, Vector, nbytes
-from polypfed.core.signing import digest_of
+from polypfed.core.model import Vector, nbytes
+from polypfed.core.signing import base_of
 from polypfed.federation.collect import Collected, admit, config_for, record
 from polypfed.federation.masking import as_arrays
-from polypfed.federation.protocol import Backend, Event, Listener
+from polypfed.federation.protocol import Event
 from polypfed.federation.staged import StagedEngine
 from polypfed.federation.sums import SumLog
 from polypfed.privacy.deflate import deflate, inflate, longest
-from polypfed.privacy.quantise import Codec, Grid
+from polypfed.privacy.quantise import Codec
 from polypfed.strategies.base import Cohort, keeps_nothing
-
-if TYPE_CHECKING:
-    from polypfed.federation.api import Federation
 
 _ELSEWHERE = "elsewhere"  # sites that are not where their accepted round says: the next task brings the whole
 
@@ -41,9 +39,7 @@ _ELSEWHERE = "elsewhere"  # sites that are not where their accepted round says: 
 class PackedEngine(StagedEngine):
     """One run of rounded updates in clear."""
 
-    def __init__(self, fed: "Federation", backend: Backend, directory: Path | None, listen: Listener | None) -> None:
-        super().__init__(fed, backend, directory, listen)
-        self._log: SumLog
+    _log: SumLog
 
     def _place(self) -> Path | None:
         root = super()._place()
@@ -53,21 +49,15 @@ class PackedEngine(StagedEngine):
         self._log = SumLog(folder / "sums")
         return root
 
-    def _check(self, layout: ModelSpec) -> None:
-        super()._check(layout)
-        if self.folder is None or not self.folder.started:
-            self._log.drop_after(0)
+    def begin(self) -> None:
+        """As ever; sums of a beginning that was killed go."""
+        self._log.drop_after(0)
+        super().begin()
 
     def restore(self) -> None:
         """Back to the last checkpoint; sums it does not know are dropped."""
         super().restore()
         self._log.drop_after(self.now.round)
-
-    @property
-    def _grid(self) -> Grid:
-        """Of the next round's updates."""
-        kept = self.now.privacy.get("grid")
-        return Grid.from_json(kept) if kept else self.plan.first_grid(self.now.x)
 
     def _elsewhere(self) -> set[str]:
         """Sites to which sums say nothing; before the first task, those that begin with another model are found."""
@@ -83,7 +73,7 @@ class PackedEngine(StagedEngine):
         about = {"stages": self._about(phase="begin")}
         config = {n: config_for(self, self.now.round, n, 1 << 10) | about for n in self.sites}
         tasks = {n: Task(self.now.round, "step", {}, config[n]) for n in self.sites}
-        gate, begins = SealedGate(self.now.run, self.now.round, frozenset(tasks), {}, 1.0), digest_of(self.now.x)
+        gate, begins = SealedGate(self.now.run, self.now.round, frozenset(tasks), {}, 1.0), sha256(self.now.x.data)
         found = set(self.sites)
         for reply in self.backend.exchange(tasks, self.fed.deadline):
             said = admit(self, gate, reply)
@@ -96,7 +86,7 @@ class PackedEngine(StagedEngine):
     ) -> dict[str, Task]:
         """Tasks on the present model. What two sites get alike is in memory once."""
         now, codec, elsewhere, known = self.now, self.plan.codec(), self._elsewhere(), set(self._log.rounds)
-        base, whole, found = digest_of(now.x), dict[str, Any](), dict[str, Task]()
+        base, whole, found = sha256(now.x.data), dict[str, Any](), dict[str, Task]()
         for name in names:
             sums = range(max(now.accepted.get(name, 0), 1), now.round + 1)
             follows = name not in elsewhere and known.issuperset(sums)
@@ -118,7 +108,7 @@ class PackedEngine(StagedEngine):
         names = self._cohort(number, attempt)
         got, tasks = _Packed(self, number, names), self._tasks("fit", names, number, cohort=len(names))
         got.down += sum(nbytes(task.vectors) for task in tasks.values())
-        gate = SealedGate(self.now.run, number, frozenset(tasks), {}, 1.0, base=digest_of(self.now.x))
+        gate = SealedGate(self.now.run, number, frozenset(tasks), {}, 1.0, base=base_of(tasks[names[0]]))
         for reply in self.backend.exchange(tasks, self.fed.deadline):
             checked = got.take(self, admit(self, gate, reply))
             got.failed += isinstance(checked, Failure)

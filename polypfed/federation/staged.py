@@ -21,6 +21,7 @@ from polypfed.privacy.group import LEAST
 from polypfed.privacy.keyring import open_keys, provision
 from polypfed.privacy.ledger import Ledger
 from polypfed.privacy.plan import Plan
+from polypfed.privacy.quantise import Grid
 from polypfed.privacy.roster import Identity, Roster
 from polypfed.privacy.stage import At, Mask, Noise, Quantise, TopK
 from polypfed.strategies.base import nested, uploads
@@ -43,7 +44,7 @@ def check_stages(fed: "Federation") -> None:
     if any(isinstance(layer, FedBuff) for layer in layers):
         raise IncompatiblePrivacy("FedBuff's rounds have no common start", where="strategy", remedy="Use FedAvg")
     kinds = {stage.kind for stage in fed.stages}
-    follow = (any(isinstance(stage, Quantise) for stage in fed.stages) and "mask" not in kinds) or "encrypt" in kinds
+    follow = any(isinstance(stage, Quantise) for stage in fed.stages) and kinds & {"mask", "encrypt"} != {"mask"}
     if follow and any(isinstance(layer, KeepBest) for layer in layers):
         why = "sees no model" if "encrypt" in kinds else "hears of the scores when the sites have made the step"
         raise IncompatiblePrivacy(f"KeepBest decides on the server, which {why}", where="strategy")
@@ -126,6 +127,12 @@ class StagedEngine(Engine):
         """C of this round, where it moves."""
         adaptive = self.plan.adaptive
         return None if adaptive is None else float(self.now.privacy.get("norm", adaptive.initial))
+
+    @property
+    def _grid(self) -> Grid:
+        """Of the next round's updates, where the server knows it."""
+        kept = self.now.privacy.get("grid")
+        return Grid.from_json(kept) if kept else self.plan.first_grid(self.now.x)
 
     def _more_config(self) -> dict[str, Any]:
         return {"stages": self._about()}

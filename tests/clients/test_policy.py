@@ -97,7 +97,8 @@ def test_a_task_within_it_is_done(policy: dict[str, Any], task: Task) -> None:
     assert not isinstance(answer(task, **policy), Failure)
 
 
-def test_an_asynchronous_task_says_how_many_updates_fill_the_buffer() -> None:
+def cohorts(fed: Federation, rounds: int = 2) -> list[Any]:
+    """What the tasks to train say of the cohort; none may fail."""
     said = list[Any]()
 
     def script(name: str, task: Task, reply: Reply) -> Any:
@@ -105,8 +106,8 @@ def test_an_asynchronous_task_says_how_many_updates_fill_the_buffer() -> None:
             said.append(task.config.get("cohort"))
         yield reply
 
-    assert not Federation(clients=sites(4), strategy=FedBuff(buffer=2)).run(2, Scripted(script)).failures
-    assert said == [2] * 4
+    assert not fed.run(rounds, Scripted(script)).failures
+    return said
 
 
 @pytest.mark.parametrize("line", [*MODES, "rounded"])
@@ -114,17 +115,13 @@ def test_every_task_to_train_says_how_many_take_part(line: Any) -> None:
     """Else a site that asks for company would refuse all of them."""
     even = FedAvg(reducer=Mean("uniform"))
     chosen = (Quantise(),) if line == "rounded" else stages(line, cap=None)
-    said = list[Any]()
-
-    def script(name: str, task: Task, reply: Reply) -> Any:
-        if task.kind == "fit":
-            said.append(task.config.get("cohort"))
-        yield reply
-
     budget = Ledger(math.inf, 1e-5) if line == "dp" else None
     fed = Federation(clients=sites(4), strategy=even, stages=chosen, budget=budget, per_round=3)
-    assert not fed.run(2, Scripted(script)).failures
-    assert said == [3] * 6
+    assert cohorts(fed) == [3] * 6
+
+
+def test_an_asynchronous_task_says_how_many_updates_fill_the_buffer() -> None:
+    assert cohorts(Federation(clients=sites(4), strategy=FedBuff(buffer=2))) == [2] * 4
 
 
 def test_epochs_are_the_clients_own_setting() -> None:

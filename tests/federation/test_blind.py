@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polypfed import Failure, Federation, History, NumpyClient, Task, Update
+from polypfed import Failure, Federation, History, Task, Update
 from polypfed.backends import Local
 from polypfed.clients.outbox import plan_of
 from polypfed.core.messages import Reply
@@ -35,13 +35,10 @@ from polypfed.strategies import (
     Strategy,
 )
 from polypfed.testing import sample_sites
-from tests.problems import Quadratic, Scripted, absent, scores
+from tests.problems import START, A, B, Scripted, absent, clients, scores
 
 pytest.importorskip("tenseal")
 pytest.importorskip("cryptography")
-
-A, B = (1.0, 4.0, 2.0, 0.5), (0.0, 1.0, -1.0, 2.0)
-START = np.linspace(0.1, 1, 50).astype(np.float32)
 
 
 def he(cap: int | None = 100) -> tuple[Stage, ...]:
@@ -49,13 +46,6 @@ def he(cap: int | None = 100) -> tuple[Stage, ...]:
 
 
 STRATEGIES = [FedAvg(), FedAvgM(), FedAdam(), Scaffold(), FedNova()]
-
-
-def clients(count: int = 3) -> list[NumpyClient]:
-    return [
-        NumpyClient(f"s{i}", Quadratic(A[i], B[i]), START, lr=0.1, steps=3 + i, weight=50 + 10 * i)
-        for i in range(count)
-    ]
 
 
 def stages_for(strategy: Strategy) -> tuple[Stage, ...]:

@@ -23,32 +23,22 @@ from polypfed.privacy.modes import stages
 from polypfed.privacy.plan import from_vectors
 from polypfed.privacy.seal import KeyHolder
 from polypfed.strategies import FedAdam, FedAvg, Scaffold, Strategy
-from tests.problems import Quadratic, Scripted, absent, bits
+from tests.problems import Quadratic, Scripted, absent, bits, clients
 
 pytest.importorskip("cryptography")
-
-A, B = (1.0, 4.0, 2.0, 0.5), (0.0, 1.0, -1.0, 2.0)
-START = np.linspace(0.1, 1, 50).astype(np.float32)
-
-
-def clients(count: int = 4, start: Any = START) -> list[NumpyClient]:
-    return [
-        NumpyClient(f"s{i}", Quadratic(A[i], B[i]), start, lr=0.1, steps=3 + i, weight=50 + 10 * i)
-        for i in range(count)
-    ]
 
 
 def fed(strategy: Strategy | None = None, mode: Any = "secagg", **settings: Any) -> Federation:
     strategy = strategy or FedAvg()
     cap = None if isinstance(strategy, Scaffold) else 100
     line = stages(mode, cap=cap, bound=1.0, bits=11 if mode == "secagg" else 9)
-    return Federation(**({"clients": clients(), "strategy": strategy, "stages": line} | settings))
+    return Federation(**({"clients": clients(4), "strategy": strategy, "stages": line} | settings))
 
 
 @pytest.mark.parametrize("strategy", [FedAvg(), FedAdam(), Scaffold()], ids=lambda s: type(s).__name__)
 def test_it_trains_as_the_plain_run_does(strategy: Strategy) -> None:
     history = fed(strategy).run(8, Local())
-    plain = Federation(clients=clients(), strategy=strategy).run(8, Local())
+    plain = Federation(clients=clients(4), strategy=strategy).run(8, Local())
     assert not history.failures
     assert history.model is not None
     assert plain.model is not None
@@ -165,7 +155,7 @@ def test_one_leaked_job_key_does_not_open_a_single_update(tmp_path: Path) -> Non
         yield reply
 
     many = np.linspace(0.1, 1, 20_000).astype(np.float32)  # so that chance moves no mean of the slots
-    run = fed(None, "hybrid", clients=clients(start=many))
+    run = fed(None, "hybrid", clients=clients(4, many))
     run.run(1, Scripted(script), tmp_path)
     identity, roster = open_keys(tmp_path / "sites" / "s3" / "keys")
     entry = SumLog(tmp_path / "sums").keys()[1]
